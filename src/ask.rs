@@ -24,6 +24,8 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
 use self::audit::{Audited, Subsystem};
 use crate::config::{Ask, Output};
@@ -40,6 +42,13 @@ use crate::status::serve::STATUS;
 /// Where nobody listens, or there is no answer; a sentence for the user.
 pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answered = run_on(&runtime, ask);
+    // A name that is still being looked up is not waited for.
+    runtime.shutdown_background();
+    answered
+}
+
+fn run_on(runtime: &Runtime, ask: &Ask) -> anyhow::Result<Answered> {
     let text = match ask {
         Ask::PolicyExplain { from, to, output, socket } => {
             let about = BTreeMap::from([("from", from.as_str()), ("to", to.as_str())]);
@@ -94,7 +103,13 @@ pub struct Answered {
 async fn status(socket: &Path, wait: Option<Duration>, output: Output) -> anyhow::Result<Answered> {
     let until = Instant::now() + wait.unwrap_or_default();
     loop {
-        let asked = answer(socket, STATUS, &BTreeMap::new(), Output::Json).await;
+        let longest = match wait {
+            Some(_) => until.saturating_duration_since(Instant::now()).clamp(LEAST, ANSWER),
+            None => ANSWER,
+        };
+        let nothing = BTreeMap::new();
+        let asked = timeout(longest, answer(socket, STATUS, &nothing, Output::Json)).await;
+        let asked = asked.unwrap_or_else(|_| Err(anyhow!("{}", silent(socket, longest))));
         let status = asked.and_then(|text| Ok((Status::parse(&text).context("the answer makes no sense")?, text)));
         let is_ready = status.as_ref().is_ok_and(|(status, _)| status.ready);
         if is_ready || Instant::now() >= until {
@@ -262,6 +277,10 @@ struct Drops {
 /// How long refused packets are printed, and how often they are asked for.
 const LISTENED: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(500);
+/// Time limit for an answer. The program ends a connection after 30 s, so one that is silent for longer is stuck or stopped.
+const ANSWER: Duration = Duration::from_secs(35);
+/// Time for an answer where whoever asks gives less, or none is left.
+const LEAST: Duration = Duration::from_secs(1);
 
 /// Reads a file, or standard input where its name is `-`.
 fn text_of(file: &Path) -> anyhow::Result<String> {
@@ -298,14 +317,15 @@ async fn answer(socket: &Path, path: &str, about: &BTreeMap<&str, &str>, output:
 /// Puts a question to the program that listens on this socket. Returns its answer, whatever the status.
 ///
 /// # Errors
-/// Where nobody listens, or the answer breaks off.
+/// Where nobody listens, the answer breaks off, or there is none in time: the kernel connects to a program that is stuck, too.
 pub async fn post(
     socket: &Path,
     path: &str,
     about: &impl Serialize,
     accept: Option<&'static str>,
 ) -> anyhow::Result<(StatusCode, String)> {
-    post_bounded(socket, path, about, accept, usize::MAX).await
+    let posted = timeout(ANSWER, post_bounded(socket, path, about, accept, usize::MAX)).await;
+    posted.unwrap_or_else(|_| Err(anyhow!("{}", silent(socket, ANSWER))))
 }
 
 /// Like [`post`], for an answer of so many bytes at most.
@@ -331,6 +351,14 @@ async fn post_bounded(
     let body = body.context("the answer broke off, or is too long")?.to_bytes();
     driven.abort();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+fn silent(socket: &Path, longest: Duration) -> String {
+    format!(
+        "the sluice that listens on {} has not answered within {} s: it is stuck, stopped, or about to end",
+        socket.display(),
+        longest.as_secs()
+    )
 }
 
 fn unreachable(socket: &Path) -> String {

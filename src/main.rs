@@ -6,7 +6,9 @@
 //! `sluice bundle`: 0 everything is in it, 1 something is not, 2 there is none; `sluice status`: 0 ready, 1 not ready, 2 not known. `sluice preflight`: 0 everything is there, 1 something is degraded, 2 something is fatal.
 
 use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use sluice::cni::plugin;
 use sluice::config::{self, Config, Environment, Flags, LogFormat, Output, Refusal, Request, Source};
@@ -24,9 +26,21 @@ fn main() -> ExitCode {
     match start(&words) {
         Ok(exit_code) => exit_code,
         Err(refusal) => {
-            eprintln!("{}", refusal.text);
+            // Where nobody reads it, the exit code says it.
+            let _ = writeln!(std::io::stderr(), "{}", refusal.text);
             ExitCode::from(refusal.exit_code)
         }
+    }
+}
+
+/// Writes to standard output. Whoever has read enough and closes it takes nothing from the exit code; a disk that is full does.
+fn print(text: &str, exit_code: u8, failed: u8) -> Result<ExitCode, Refusal> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Refusal { text: format!("Standard output cannot be written: {error}."), exit_code: failed })
+        }
+        _ => Ok(ExitCode::from(exit_code)),
     }
 }
 
@@ -36,18 +50,14 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
         Request::Ask(ask) => {
             let refused = |error| Refusal { text: format!("{error:#}"), exit_code: ask.unanswered() };
             let answered = sluice::ask::run(&ask).map_err(refused)?;
-            print!("{}", answered.text);
-            return Ok(ExitCode::from(answered.exit_code));
+            return print(&answered.text, answered.exit_code, ask.unanswered());
         }
         Request::Preflight { flags, verbosity, output } => return preflight(&flags, verbosity, output),
         Request::Print(text) => {
-            eprintln!("{text}");
+            let _ = writeln!(std::io::stderr(), "{text}");
             return Ok(ExitCode::SUCCESS);
         }
-        Request::Write(text) => {
-            print!("{text}");
-            return Ok(ExitCode::SUCCESS);
-        }
+        Request::Write(text) => return print(&text, 0, 1),
     };
     memory::keep_little();
     memory::use_small_pages();
@@ -77,12 +87,14 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
 fn preflight(flags: &Flags, verbosity: u8, output: Output) -> Result<ExitCode, Refusal> {
     let environment = environment();
     let report = match Config::from_flags(flags, verbosity, &environment) {
-        Ok(config) => preflight::report(&config),
+        Ok(config) => preflight::report(&config, ANSWERS),
         Err(mistakes) => Report::of_mistakes(&environment.host_name, config::VERSION, &mistakes),
     };
-    print!("{}", if output == Output::Json { report.json() } else { report.text() });
-    Ok(ExitCode::from(report.exit_code()))
+    print(&if output == Output::Json { report.json() } else { report.text() }, report.exit_code(), 2)
 }
+
+/// Time that `sluice preflight` gives the API server for all its answers.
+const ANSWERS: Duration = Duration::from_secs(30);
 
 /// A directory that is not there now, or a file that is no bundle, is a mistake in the flags; a directory that goes away later is waited for
 /// (`k8s::manifests`).

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 
@@ -20,6 +20,8 @@ use super::wanted;
 
 /// Connections at a time on the socket for users' questions.
 const QUESTIONS: usize = 8;
+/// Time that the API server has for what preflight asks of it in a bundle: the connection of whoever asks ends after 30 s, and this host is read before.
+const ANSWERS: Duration = Duration::from_secs(15);
 
 /// The answers that do not depend on what runs.
 pub struct QuestionContext {
@@ -72,7 +74,7 @@ fn bundle_of(config: Arc<Config>, common: &Common, recent: Recent) -> bundle::So
         recent,
         world: common.world.clone(),
         kinds,
-        preflight: Arc::new(move || preflight::report(&config).json()),
+        preflight: Arc::new(move || preflight::report(&config, ANSWERS).json()),
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use self::archive::Archive;
 use super::audit::SUBSYSTEMS;
-use super::{Answered, post_bounded, unreachable};
+use super::{ANSWER, Answered, post_bounded, unreachable};
 use crate::bundle::{CLUSTER, CONFIG, HOST, LOG, METRICS, PREFLIGHT, PageHead};
 use crate::config::VERSION;
 use crate::k8s::Kind;
@@ -36,8 +36,6 @@ use crate::status::serve::STATUS;
 
 /// How long parts are asked for; those that come behind are named and not asked for.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How long one answer is waited for. The program ends a connection after 30 s, so one that is longer silent is stuck.
-const ANSWER: Duration = Duration::from_secs(35);
 /// Most bytes of one part.
 const LARGEST: usize = 64 << 20;
 /// Most bytes of all manifests.

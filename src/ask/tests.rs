@@ -216,6 +216,24 @@ async fn a_socket_that_cannot_be_opened_is_opened_as_soon_as_it_can() {
     running.abort();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_program_that_takes_the_question_and_says_nothing_is_not_waited_for_without_end() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("sluice.sock");
+    let _listens = tokio::net::UnixListener::bind(&socket).expect("the socket is made");
+    let begun = tokio::time::Instant::now();
+    let answered = answer(&socket, STATUS, &BTreeMap::new(), Output::Text).await.map(drop);
+    let mut outcomes = vec![answered];
+    for wait in [None, Some(Duration::ZERO)] {
+        outcomes.push(status(&socket, wait, Output::Text).await.map(drop));
+    }
+    assert!(begun.elapsed() <= 2 * ANSWER + 2 * LEAST, "{:?}", begun.elapsed());
+    for outcome in outcomes {
+        let said = format!("{:#}", outcome.expect_err("nobody answers"));
+        assert!(said.contains("has not answered within") && said.contains("sluice.sock"), "{said}");
+    }
+}
+
 #[test]
 fn only_the_owner_may_open_the_socket_and_a_new_start_takes_the_name_over() {
     use std::os::unix::fs::PermissionsExt;

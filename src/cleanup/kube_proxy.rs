@@ -168,7 +168,8 @@ fn running() -> Option<String> {
     let found = processes.map(|entry| entry.path()).find(|process| is_one(process));
     let process = found.and_then(|path| Some(format!("process {}", path.file_name()?.to_string_lossy())));
     process.or_else(|| {
-        let listens = listening_ports().iter().any(|one| one.transport == Transport::Tcp && one.port == METRICS_PORT);
+        let listens =
+            listening_ports().iter().any(|one| one.transport == Transport::Tcp && one.at.port() == METRICS_PORT);
         listens.then(|| format!("somebody listens on its port {METRICS_PORT}"))
     })
 }

@@ -4,12 +4,10 @@
 //! (`observe::local`). A caller that goes away ends its wait.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
@@ -19,7 +17,7 @@ use super::metrics::Metrics;
 use crate::firewall::starting_pod::StartingPod;
 use crate::model::{Attachment, AttachmentChange, PodLink};
 use crate::observe::health::{Health, Pulse};
-use crate::observe::local::{self, Answer, Answerers, Question};
+use crate::observe::local::{self, Answer, Answerers, LOOK, Name, Question};
 use crate::pod_tunnels::places::{Announced, KnownPod};
 use crate::source_guard::driver::{Call as GuardCall, StartingPort};
 
@@ -45,9 +43,6 @@ const CONNECTIONS: usize = 256;
 
 /// Interval at which a socket that cannot be opened is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Interval at which it is looked whether the socket's path still leads to it.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// Tells that the socket is in a folder of the container's own. Only another container, with the host's folder mounted, mends that.
 pub fn tell_hidden(socket: &Path, health: &Health) {
@@ -81,17 +76,16 @@ pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
     let listening = async {
         loop {
             let listener = opened(&socket, &calls.metrics, &pulse).await;
-            let place = Place::of(&socket);
+            let name = Name::of(&socket);
             let answerers = Answerers::from([(PATH, ask.clone())]);
             tokio::select! {
                 () = local::serve(listener, answerers, CONNECTIONS) => return,
-                () = lost(&socket, place) => {}
+                () = name.lost() => {}
             }
             let path = socket.display();
             warn!(%path, "CNI socket is gone from its path; opening it again");
             calls.metrics.open.set(0);
-            // Two agents that take the name from each other serve nobody.
-            while UnixStream::connect(&socket).await.is_ok() {
+            while name.is_taken().await {
                 let who =
                     format!("another program listens on {path}; this agent answers no pod that starts on this node");
                 pulse.trouble(Some(who));
@@ -100,25 +94,6 @@ pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
         }
     };
     tokio::join!(listening, answering);
-}
-
-/// The file that a path leads to: device, inode, and the time at which it was made, because inodes are used again.
-#[derive(PartialEq, Eq)]
-struct Place(u64, u64, (i64, i64));
-
-impl Place {
-    /// `None` where there is nothing.
-    fn of(path: &Path) -> Option<Place> {
-        let found = fs::symlink_metadata(path).ok()?;
-        Some(Place(found.dev(), found.ino(), (found.mtime(), found.mtime_nsec())))
-    }
-}
-
-/// Waits until the path leads to another file or to none: nobody can reach the socket by it any more.
-async fn lost(path: &Path, bound: Option<Place>) {
-    while bound.is_some() && Place::of(path) == bound {
-        tokio::time::sleep(LOOK).await;
-    }
 }
 
 async fn opened(socket: &Path, metrics: &Metrics, pulse: &Pulse) -> UnixListener {
@@ -238,6 +213,8 @@ impl Calls {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::model::{AttachmentId, LinkAddress, ObjectName, PodUid};
     use crate::observe::metrics::Registry;

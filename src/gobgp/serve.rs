@@ -109,29 +109,57 @@ impl Listener {
 async fn listen(place: Place, service: Service, ports: Ports) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let places = Places::default();
+    loop {
+        let listener = opened(&place).await;
+        let Place::Socket(path) = &place else {
+            return accept(&listener, &place, &service, (&connections, &places, ports)).await;
+        };
+        let name = local::Name::of(path);
+        tokio::select! {
+            () = accept(&listener, &place, &service, (&connections, &places, ports)) => return,
+            () = name.lost() => {}
+        }
+        drop(listener);
+        warn!(place = %place.text(), "gobgp API socket is gone from its path; opening it again when nobody else listens there");
+        while name.is_taken().await {
+            tokio::time::sleep(local::LOOK).await;
+        }
+    }
+}
+
+async fn opened(place: &Place) -> Listener {
     let mut has_failed = false;
-    let listener = loop {
+    loop {
         match place.bind().await {
-            Ok(listener) => break listener,
+            Ok(listener) => {
+                if has_failed {
+                    info!(place = %place.text(), "gobgp API listening");
+                }
+                return listener;
+            }
             Err(reason) if !std::mem::replace(&mut has_failed, true) => {
                 error!(place = %place.text(), %reason, "gobgp API listen failed; retrying");
             }
             Err(_) => {}
         }
         tokio::time::sleep(RETRY).await;
-    };
-    if has_failed {
-        info!(place = %place.text(), "gobgp API listening");
     }
+}
+
+/// Connections of one listener: how many there may be, those that watch, and whether ports may make changes.
+type Limits<'a> = (&'a Arc<Semaphore>, &'a Places, Ports);
+
+/// Serves for as long as it is polled.
+async fn accept(listener: &Listener, place: &Place, service: &Service, (connections, places, ports): Limits<'_>) {
     loop {
         let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok(Accepted::Port(stream, from)) => {
-                let services = Services::new(service.of_client(from.to_string()), &places, ports == Ports::Writable);
+                let services = Services::new(service.of_client(from.to_string()), places, ports == Ports::Writable);
                 drop(tokio::spawn(connection(TokioIo::new(stream), services, permit)));
             }
             Ok(Accepted::Socket(stream)) => {
-                let services = Services::new(service.of_client(credentials(&stream)), &places, true);
+                let services = Services::new(service.of_client(credentials(&stream)), places, true);
                 drop(tokio::spawn(connection(TokioIo::new(stream), services, permit)));
             }
             Err(error) => {

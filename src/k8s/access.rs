@@ -45,8 +45,10 @@ pub enum Allowed {
 pub enum Unknown {
     /// There is none of this name.
     Absent,
-    /// The credentials are not accepted (401), or may not read it (403).
+    /// The credentials are not accepted (401).
     Refused(String),
+    /// They may not read it (403).
+    Forbidden(String),
     /// The server does not answer.
     Unreachable(String),
 }
@@ -61,8 +63,6 @@ pub struct Questions {
 
 /// Time limit for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Time limit for all answers together.
-const ALL: Duration = Duration::from_secs(30);
 /// From the server's memory: every agent of a cluster asks for it.
 const NODES: &str = "/api/v1/nodes?resourceVersion=0&includeObject=None";
 /// Media type of lists for people.
@@ -70,9 +70,9 @@ const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 impl Questions {
-    /// The time for all of them begins now.
-    pub fn new(client: ApiClient) -> Questions {
-        Questions { client, until: Instant::now() + ALL, patience: PATIENCE }
+    /// `all`: the time for all of them together, which begins now.
+    pub fn new(client: ApiClient, all: Duration) -> Questions {
+        Questions { client, until: Instant::now() + all, patience: PATIENCE }
     }
 }
 
@@ -222,7 +222,7 @@ impl Unknown {
     pub fn reason(&self) -> String {
         match self {
             Unknown::Absent => "there is none".to_owned(),
-            Unknown::Refused(reason) | Unknown::Unreachable(reason) => reason.clone(),
+            Unknown::Refused(reason) | Unknown::Forbidden(reason) | Unknown::Unreachable(reason) => reason.clone(),
         }
     }
 }
@@ -257,13 +257,16 @@ async fn send_as<T: DeserializeOwned>(
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) => Err(match StatusCode::from_u16(status.code) {
             Ok(StatusCode::NOT_FOUND) => Unknown::Absent,
-            Ok(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                Unknown::Refused(format!("{} ({})", status.message, status.code))
-            }
-            _ => Unknown::Unreachable(format!("{} ({})", status.message, status.code)),
+            Ok(StatusCode::UNAUTHORIZED) => Unknown::Refused(said(&status)),
+            Ok(StatusCode::FORBIDDEN) => Unknown::Forbidden(said(&status)),
+            _ => Unknown::Unreachable(said(&status)),
         }),
         Ok(Err(error)) => Err(Unknown::Unreachable(chain(&error))),
     }
+}
+
+fn said(status: &kube::core::Status) -> String {
+    format!("{} ({})", status.message, status.code)
 }
 
 #[cfg(test)]

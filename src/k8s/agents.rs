@@ -43,12 +43,14 @@ struct AgentPod {
     name: String,
     /// Empty until it is scheduled.
     node: String,
-    /// That of its probes.
     health_port: u16,
 }
 
-/// Port of `/readyz` where no probe names one.
+/// Port of `/readyz` where neither a flag nor a probe names one.
 const HEALTH_PORT: u16 = 20244;
+const HEALTH_FLAG: &str = "--health-port";
+/// Names of the agent's container beside others; without them it is the first one.
+const AGENT_NAMES: [&str; 2] = ["kube-router", "sluice"];
 /// Time limit for one answer: the API server takes some seconds to find that a node does not answer.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Time limit for the answers of all agents together.
@@ -218,10 +220,8 @@ fn agent_pod(pod: &Value) -> Option<AgentPod> {
         return None;
     }
     let containers = pod.pointer("/spec/containers")?.as_array()?;
-    let probes = containers
-        .iter()
-        .flat_map(|container| ["/readinessProbe", "/livenessProbe"].map(|probe| container.pointer(probe)));
-    let port = probes.flatten().find_map(|probe| u16::try_from(probe.pointer("/httpGet/port")?.as_u64()?).ok());
+    let is_named = |container: &&Value| AGENT_NAMES.contains(&word(container, "/name"));
+    let port = containers.iter().find(is_named).or(containers.first()).and_then(health_port);
     let of = |pointer| word(pod, pointer).to_owned();
     let pod = AgentPod {
         namespace: of("/metadata/namespace"),
@@ -230,6 +230,25 @@ fn agent_pod(pod: &Value) -> Option<AgentPod> {
         health_port: port.unwrap_or(HEALTH_PORT),
     };
     (!pod.name.is_empty()).then_some(pod)
+}
+
+/// Returns the port of `/readyz` that a container names: by its flag, or by a probe, which may name it as a port of the container.
+fn health_port(container: &Value) -> Option<u16> {
+    let number = |value: &Value| u16::try_from(value.as_u64()?).ok();
+    let list = |field: &str| container.pointer(field).and_then(Value::as_array).into_iter().flatten();
+    let words: Vec<&str> = list("/command").chain(list("/args")).filter_map(Value::as_str).collect();
+    let behind = words.iter().position(|word| *word == HEALTH_FLAG).and_then(|at| words.get(at + 1).copied());
+    let typed = words.iter().find_map(|word| word.strip_prefix(HEALTH_FLAG)?.strip_prefix('=')).or(behind);
+    let named = |name: &str| {
+        let is_it = |port: &&Value| word(port, "/name") == name;
+        list("/ports").find(is_it).and_then(|port| number(port.pointer("/containerPort")?))
+    };
+    let of_probe = |probe: &str| {
+        let port = container.pointer(probe)?.pointer("/httpGet/port")?;
+        number(port).or_else(|| named(port.as_str()?))
+    };
+    let typed = typed.and_then(|text| text.parse().ok()).filter(|port| *port != 0);
+    typed.or_else(|| ["/readinessProbe", "/livenessProbe"].into_iter().find_map(of_probe))
 }
 
 fn items(list: &Value) -> impl Iterator<Item = &Value> {
@@ -307,6 +326,33 @@ mod tests {
 
     const PODS: &str = "/api/v1/pods?labelSelector=k8s-app%3Dkube-router";
     const REFUSED: &str = r#"{"kind":"Status","message":"pods \"a\" is forbidden: no get of pods/proxy","code":403}"#;
+
+    #[test]
+    fn the_port_is_that_of_the_agents_container_by_its_flag_or_its_probes() {
+        let beside = json!({"name": "exporter", "readinessProbe": {"httpGet": {"port": 9100}}});
+        let agent = |part: Value| {
+            let mut agent = json!({"name": "kube-router", "ports": [{"name": "health", "containerPort": 20300}]});
+            agent.as_object_mut().expect("an object").extend(part.as_object().expect("an object").clone());
+            agent
+        };
+        let by_number = agent(json!({"livenessProbe": {"httpGet": {"port": 20301}}}));
+        let by_name = agent(json!({"readinessProbe": {"httpGet": {"port": "health"}}}));
+        let by_flag = agent(json!({"args": ["--run-router", "--health-port=30244"], "readinessProbe": {"exec": {}}}));
+        let in_two_words = agent(json!({"command": ["kube-router", "--health-port", "30245"]}));
+        let off = agent(json!({"args": ["--health-port=0"]}));
+        for (container, expected) in [
+            (by_number, 20301),
+            (by_name, 20300),
+            (by_flag, 30244),
+            (in_two_words, 30245),
+            (off, HEALTH_PORT),
+            (agent(json!({"readinessProbe": {"httpGet": {"port": "unknown"}}})), HEALTH_PORT),
+        ] {
+            let mut pod = pod("a", "node-1", &json!({}));
+            pod["spec"]["containers"] = json!([beside.clone(), container]);
+            assert_eq!(agent_pod(&pod).map(|pod| pod.health_port), Some(expected), "{pod}");
+        }
+    }
 
     #[tokio::test]
     async fn each_node_has_the_answer_of_its_agent_or_the_reason_why_there_is_none() {

@@ -4,12 +4,13 @@
 //! text, or with JSON where `Accept` asks for it. Who answers a path is handed in; the answer is made between two turns
 //! of that subsystem's loop, so it is of one piece, and asking holds up nothing but the asker.
 //!
-//! A start takes the socket's name over from whoever had it: a socket that an earlier run left behind answers nobody.
+//! A start takes the socket's name over from whoever had it: a socket that an earlier run left behind answers nobody. Whose name is lost takes it
+//! back as soon as nobody answers under it ([`Name`]), because those who ask whether an agent runs here ask by this name.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,13 +71,71 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Opens the socket of `--socket` and answers for as long as it is polled. A socket that cannot be made is reported once and tried
-/// again: that nobody can ask is no reason to leave a node without its network. `connections`: how many may be open at a time.
+/// The name of a socket that somebody listens on.
+pub struct Name {
+    path: PathBuf,
+    bound: Option<File>,
+}
+
+/// A file that a path leads to: device, inode, and the time at which it was made, because inodes are used again.
+type File = (u64, u64, (i64, i64));
+
+impl Name {
+    /// The name of a socket that has just been bound.
+    pub fn of(path: &Path) -> Name {
+        Name { path: path.to_owned(), bound: file_at(path) }
+    }
+
+    /// Waits until the path leads to another file or to none: nobody can reach the socket by it any more.
+    pub async fn lost(&self) {
+        while self.bound.is_some() && file_at(&self.path) == self.bound {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Returns whether somebody listens under the name. Two programs that take it from each other serve nobody.
+    pub async fn is_taken(&self) -> bool {
+        UnixStream::connect(&self.path).await.is_ok()
+    }
+}
+
+/// `None` where there is nothing.
+fn file_at(path: &Path) -> Option<File> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino(), (found.mtime(), found.mtime_nsec())))
+}
+
+/// Opens the socket of `--socket` and answers for as long as it is polled, and opens it again where its name is lost. A socket that cannot be made
+/// is reported once and tried again: that nobody can ask is no reason to leave a node without its network. `connections`: how many may be open at a time.
 pub async fn run(path: PathBuf, answerers: Answerers, connections: usize) {
+    loop {
+        let listener = opened(&path).await;
+        let name = Name::of(&path);
+        tokio::select! {
+            () = serve(listener, answerers.clone(), connections) => return,
+            () = name.lost() => {}
+        }
+        let path = path.display();
+        if name.is_taken().await {
+            warn!(%path, "Another program has taken the name of the local socket; this agent answers nobody until that one ends");
+            while name.is_taken().await {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        warn!(%path, "Local socket is gone from its path; opening it again");
+    }
+}
+
+async fn opened(path: &Path) -> UnixListener {
     let mut has_failed = false;
-    let listener = loop {
-        match bind(&path) {
-            Ok(listener) => break listener,
+    loop {
+        match bind(path) {
+            Ok(listener) => {
+                if has_failed {
+                    info!(path = %path.display(), "Local socket opened");
+                }
+                return listener;
+            }
             Err(error) if !std::mem::replace(&mut has_failed, true) => {
                 let path = path.display();
                 warn!(%path, %error, "Opening the local socket failed; continuing without it and retrying; --socket names another path, or none");
@@ -84,11 +143,7 @@ pub async fn run(path: PathBuf, answerers: Answerers, connections: usize) {
             Err(_) => {}
         }
         tokio::time::sleep(RETRY).await;
-    };
-    if has_failed {
-        info!(path = %path.display(), "Local socket opened");
     }
-    serve(listener, answerers, connections).await;
 }
 
 /// Answers for as long as it is polled, on so many connections at a time; further ones wait to be accepted.
@@ -115,6 +170,8 @@ pub async fn serve(listener: UnixListener, answerers: Answerers, connections: us
 
 /// Interval at which a socket that cannot be opened is tried again.
 const RETRY: Duration = Duration::from_secs(60);
+/// Interval at which it is looked whether the path of a socket still leads to it.
+pub const LOOK: Duration = Duration::from_secs(5);
 /// Time limit of a connection on which nothing is asked.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Time limit of a connection.
@@ -217,5 +274,28 @@ mod tests {
         assert!(UnixStream::connect(&socket).await.is_ok());
         assert_eq!((log.lines_with("Local socket opened"), log.lines_with("socket")), (1, 2), "{}", log.text());
         opening.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_is_lost_is_taken_back_as_soon_as_nobody_answers_under_it() {
+        let (log, _guard) = logged();
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let socket = place.path().join("sluice.sock");
+        let ours = tokio::spawn(run(socket.clone(), Answerers::new(), 1));
+        tokio::time::sleep(LOOK).await;
+        std::fs::remove_file(&socket).expect("it is there");
+        tokio::time::sleep(2 * LOOK).await;
+        assert!(UnixStream::connect(&socket).await.is_ok(), "whoever empties the folder ends nothing");
+        let theirs = bind(&socket).expect("a second program takes the name");
+        tokio::time::sleep(10 * LOOK).await;
+        assert_eq!(log.lines_with("Another program has taken the name"), 1, "{}", log.text());
+        let taken = file_at(&socket);
+        assert!(taken.is_some(), "it keeps the name for as long as it listens");
+        drop(theirs);
+        tokio::time::sleep(2 * LOOK).await;
+        assert_ne!(file_at(&socket), taken);
+        assert!(UnixStream::connect(&socket).await.is_ok(), "{}", log.text());
+        assert_eq!(log.lines_with("opening it again"), 2, "{}", log.text());
+        ours.abort();
     }
 }

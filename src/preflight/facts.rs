@@ -1,7 +1,7 @@
 //! The facts of a host and its cluster that are judged before a start, as plain data.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -108,10 +108,12 @@ pub struct NetworkFacts {
     pub vxlan: BTreeMap<String, Vxlan>,
     /// Others' routes in the main table, without the default routes.
     pub routes: Vec<FoundRoute>,
-    /// Ports on which somebody listens.
-    pub listening: BTreeSet<(Transport, u16)>,
+    /// Whether sockets may be bound to addresses that this host has not (`ip_nonlocal_bind`).
+    pub binds_elsewhere: PerFamily<bool>,
+    /// Addresses and ports on which somebody listens.
+    pub listening: BTreeSet<(Transport, SocketAddr)>,
     /// Those on which the process listens that answers on the socket of `--socket`; `None` where that is not seen from here.
-    pub of_agent: Option<BTreeSet<(Transport, u16)>>,
+    pub of_agent: Option<BTreeSet<(Transport, SocketAddr)>>,
     /// Number of virtual services of IPVS.
     pub virtual_services: usize,
     /// Names of running programs (`/proc/PID/comm`), as far as this process sees them.
@@ -192,7 +194,7 @@ pub enum ClusterFacts {
 /// The API server's answers.
 #[derive(Clone, Debug)]
 pub struct ApiFacts {
-    pub version: String,
+    pub version: Option<String>,
     pub node: Result<Node, Unknown>,
     pub rights: Vec<AskedRight>,
     /// The first address of each Node; empty where no link can have as many as the kernel finds out neighbours, so that nobody asked.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Access as Mode, access};
 
@@ -17,7 +18,7 @@ use super::facts::{
 use super::judge::{addresses, cluster, modules, packet_filter, settings};
 use crate::config::{Config, RouterConfig, Source, Variant};
 use crate::container_runtime;
-use crate::k8s::access::{self as api, Allowed, Questions};
+use crate::k8s::access::{self as api, Allowed, Questions, Unknown};
 use crate::k8s::client::{Access, client};
 use crate::k8s::manifests::bundle;
 use crate::kernel::file_system::passing;
@@ -30,7 +31,7 @@ use crate::kernel::route::{Ownership, Routes, sources_to};
 use crate::kernel::sysctl::{self, Setting};
 use crate::kernel::{address, is_program, link, local_socket, vxlan};
 use crate::model::Node;
-use crate::net::{AddressDetection, PerFamily};
+use crate::net::{AddressDetection, Family, PerFamily};
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
 use crate::router::linux::learned_routes;
@@ -38,7 +39,7 @@ use crate::router::names::TUNNELS;
 use crate::router::neighbour_limit;
 
 /// Reads everything, in the network namespace of the calling thread.
-pub fn gather(config: &Config) -> Facts {
+pub fn gather(config: &Config, answers: Duration) -> Facts {
     let found = Modules::of_host();
     let kernel = kernel(&found);
     let packet_filter = packet_filter(&kernel);
@@ -48,7 +49,7 @@ pub fn gather(config: &Config) -> Facts {
         process: process(config),
         packet_filter,
         files: files(config),
-        cluster: cluster(config, &network),
+        cluster: cluster(config, &network, answers),
         network,
     };
     with_settings(facts, config)
@@ -171,8 +172,15 @@ fn network(config: &Config) -> NetworkFacts {
     let listening = listening_ports();
     let sockets = config.socket.as_deref().map(local_socket::sockets_of_listener).unwrap_or_default();
     let of_agent = listening.iter().filter(|one| sockets.contains(&one.inode));
-    facts.of_agent = (!sockets.is_empty()).then(|| of_agent.map(|one| (one.transport, one.port)).collect());
-    facts.listening = listening.into_iter().map(|one| (one.transport, one.port)).collect();
+    facts.of_agent = (!sockets.is_empty()).then(|| of_agent.map(|one| (one.transport, one.at)).collect());
+    facts.listening = listening.into_iter().map(|one| (one.transport, one.at)).collect();
+    facts.binds_elsewhere = PerFamily::from_fn(|family| {
+        let name = match family {
+            Family::V4 => "net/ipv4/ip_nonlocal_bind",
+            Family::V6 => "net/ipv6/ip_nonlocal_bind",
+        };
+        fs::read_to_string(sysctl::root().join(name)).is_ok_and(|value| value.trim() == "1")
+    });
     let listed = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
     let is_service = |line: &&str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|begin| line.starts_with(begin));
     facts.virtual_services = listed.lines().filter(is_service).count();
@@ -239,7 +247,7 @@ fn obstacle(path: &Path) -> Option<String> {
     }
 }
 
-fn cluster(config: &Config, network: &NetworkFacts) -> ClusterFacts {
+fn cluster(config: &Config, network: &NetworkFacts, answers: Duration) -> ClusterFacts {
     let (kubeconfig, master) = match &config.source {
         Source::Manifests(path) => {
             let cannot =
@@ -256,20 +264,25 @@ fn cluster(config: &Config, network: &NetworkFacts) -> ClusterFacts {
         Ok(runtime) => runtime,
         Err(error) => return ClusterFacts::NoAccess(error.to_string()),
     };
-    runtime.block_on(async {
+    let facts = runtime.block_on(async {
         let client = match client(&Access { kubeconfig, master }).await {
             Ok(client) => client,
             Err(error) => return ClusterFacts::NoAccess(error.to_string()),
         };
-        let asked = Questions::new(client);
+        let asked = Questions::new(client, answers);
         match api::version(&asked).await {
-            Ok(version) => ClusterFacts::Answered(Box::new(of_api(&asked, version, config, network).await)),
+            Ok(version) => ClusterFacts::Answered(Box::new(of_api(&asked, Some(version), config, network).await)),
+            // The agent does not read it.
+            Err(Unknown::Forbidden(_)) => ClusterFacts::Answered(Box::new(of_api(&asked, None, config, network).await)),
             Err(unknown) => ClusterFacts::Unanswered(unknown),
         }
-    })
+    });
+    // A name that is still being looked up is not waited for.
+    runtime.shutdown_background();
+    facts
 }
 
-async fn of_api(client: &Questions, version: String, config: &Config, network: &NetworkFacts) -> ApiFacts {
+async fn of_api(client: &Questions, version: Option<String>, config: &Config, network: &NetworkFacts) -> ApiFacts {
     let node = api::node_named(client, &config.node_name).await;
     let needed = cluster::rights(config, node.as_ref().ok());
     let rights: Vec<api::Right> = needed.iter().map(|need| need.right.clone()).collect();

@@ -14,6 +14,7 @@ pub mod judge;
 
 use std::cmp::Reverse;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -134,9 +135,9 @@ impl Report {
     }
 }
 
-/// Gathers the facts of this host and judges them.
-pub fn report(config: &Config) -> Report {
-    let facts = gather::gather(config);
+/// Gathers the facts of this host and judges them. `answers`: the time that the API server has for all its answers.
+pub fn report(config: &Config, answers: Duration) -> Report {
+    let facts = gather::gather(config, answers);
     Report::new(&config.node_name, VERSION, judge::judge(&facts, config))
 }
 

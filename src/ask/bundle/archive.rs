@@ -1,14 +1,17 @@
 //! The file of a bundle: a tar archive that only its owner may read.
 //!
-//! It is written aside and gets its name when it is whole. Standard output takes it as it comes, for `kubectl exec`.
+//! It gets its name when it is whole; until then it has none, where the file system can do so, and goes with whoever writes it. Standard output takes
+//! it as it comes, for `kubectl exec`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
 use crate::k8s::manifests::bundle::names::DIRECTORY;
 
@@ -24,7 +27,9 @@ enum Place {
     StandardOutput,
     /// The file gets its name at the end.
     File {
+        /// Its name until then: of this process alone, so that two that write one file do not take each other's.
         aside: Aside,
+        has_name: bool,
         name: PathBuf,
     },
 }
@@ -56,7 +61,7 @@ impl Archive {
             (Box::new(io::stdout()), None, Place::StandardOutput)
         } else {
             let mut aside = path.as_os_str().to_owned();
-            aside.push(".new");
+            aside.push(format!(".{}.new", std::process::id()));
             let aside = PathBuf::from(aside);
             let cannot = || format!("{} cannot be written", path.display());
             // Whoever renames replaces a name, also that of a device or a link.
@@ -68,8 +73,14 @@ impl Archive {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(cannot),
                 _ => {}
             }
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside).with_context(cannot)?;
-            let place = Place::File { aside: Aside(aside), name: path.to_owned() };
+            let (file, has_name) = match unnamed(path) {
+                Ok(file) => (file, false),
+                Err(_) => {
+                    let named = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
+                    (named.with_context(cannot)?, true)
+                }
+            };
+            let place = Place::File { aside: Aside(aside), has_name, name: path.to_owned() };
             (Box::new(file.try_clone().with_context(cannot)?), Some(file), place)
         };
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -106,12 +117,26 @@ impl Archive {
         let counted = tar.into_inner().context(written)?.into_inner().map_err(io::IntoInnerError::into_error);
         let mut counted = counted.context(written)?;
         counted.out.flush().context(written)?;
-        if let (Some(file), Place::File { aside, name }) = (counted.file, place) {
+        if let (Some(file), Place::File { aside, has_name, name }) = (counted.file, place) {
             file.sync_all().context(written)?;
+            if !has_name {
+                let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+                linkat(CWD, opened, CWD, &aside.0, AtFlags::SYMLINK_FOLLOW).context(written)?;
+            }
             fs::rename(&aside.0, name).context(written)?;
         }
         Ok(counted.bytes)
     }
+}
+
+/// A file without a name beside this path (open(2), `O_TMPFILE`).
+///
+/// # Errors
+/// The folder cannot be written, or its file system has no such files.
+fn unnamed(path: &Path) -> io::Result<File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = openat(CWD, folder, OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?;
+    Ok(File::from(file))
 }
 
 impl Write for Counted {

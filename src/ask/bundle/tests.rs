@@ -47,12 +47,27 @@ fn files(file: &Path) -> Vec<(String, String)> {
     archive.entries().expect("an archive").map(read).collect()
 }
 
+#[test]
+fn an_archive_that_is_not_finished_leaves_nothing_and_two_of_one_name_take_nothing_from_each_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("b.tar");
+    let there = || std::fs::read_dir(directory.path()).expect("there").count();
+    let mut ended = archive::Archive::create(&file).expect("writable");
+    ended.put("a", b"begun").expect("writable");
+    // Also where the process is killed: the file has no name yet.
+    assert_eq!(there(), 0);
+    let other = archive::Archive::create(&file).expect("writable");
+    drop(ended);
+    let bytes = other.finish().expect("writable");
+    assert_eq!((there(), std::fs::metadata(&file).expect("it is there").len()), (1, bytes));
+}
+
 #[tokio::test]
 async fn what_cannot_be_had_is_named_and_keeps_nothing_else_out() {
     let directory = tempfile::tempdir().expect("a directory");
     let (socket, file) = (directory.path().join("sluice.sock"), directory.path().join("b.tar"));
     program(&socket);
-    std::fs::write(directory.path().join("b.tar.new"), "left behind").expect("writable");
+    std::fs::write(&file, "an older bundle").expect("writable");
     let Answered { text, exit_code } = make(Some(&file), &socket).await.expect("it can be written");
     assert_eq!(exit_code, 1);
     assert!(text.contains("cluster: too busy\n") && text.contains("audit/proxy.json: nothing is known\n"), "{text}");

@@ -12,9 +12,10 @@
 //!   may have put something in force; meanwhile nobody waits for the kind.
 //! - *403*: a server refuses what its rules of RBAC do not allow, whether it is there or not. Discovery, which everybody may
 //!   read, tells. Where it is there it is an outage like others, but nobody waits for it either: what needs the other
-//!   kinds goes on, with what was known of this one. The same holds for any other failure of its first list that lasts.
+//!   kinds goes on, with what was known of this one, and the right is asked for ever more rarely, in the end every hour. Nobody waits either
+//!   where its first list fails in another way for some time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 use tracing::info;
@@ -67,7 +68,8 @@ impl<K: ApiObject> Follower<K> {
             Ok(true) => {
                 self.begin_outage(Cause::of_status(refusal.code), &refusal.to_string()).await?;
                 self.withhold().await?;
-                self.wait_long().await
+                // Who has not the right may never get it, and each refusal is a line of the server's audit log.
+                self.wait_long(self.common.timing.last_refused).await
             }
             Err(failure) => {
                 let (cause, reason) = match failure {
@@ -98,7 +100,7 @@ impl<K: ApiObject> Follower<K> {
         let absence = std::mem::take(&mut self.absence);
         self.end_outage();
         self.absence = absence;
-        self.wait_long().await
+        self.wait_long(self.common.timing.last_look).await
     }
 
     /// Tells that nobody is to wait for this kind, once.
@@ -121,9 +123,8 @@ impl<K: ApiObject> Follower<K> {
         self.withhold().await
     }
 
-    async fn wait_long(&mut self) -> Result<(), Gone> {
-        let Timing { first_look, last_look, .. } = self.common.timing;
-        let pace = Timing { first: first_look, last: last_look, ..self.common.timing };
+    async fn wait_long(&mut self, last: Duration) -> Result<(), Gone> {
+        let pace = Timing { first: self.common.timing.first_look, last, ..self.common.timing };
         tokio::select! {
             () = sleep(self.absence.found.delay(&pace)) => Ok(()),
             () = self.common.out.closed() => Err(Gone),

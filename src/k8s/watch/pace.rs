@@ -27,6 +27,8 @@ pub struct Timing {
     /// The first delay before a kind is looked for again that the server does not have; it doubles up to `last_look`.
     pub first_look: Duration,
     pub last_look: Duration,
+    /// The longest delay before a kind is asked for again that may not be read and that nothing waits for.
+    pub last_refused: Duration,
     /// For so long a kind that was there has to be missing.
     pub gone: Duration,
 }
@@ -53,6 +55,7 @@ impl Default for Timing {
             spread: Duration::from_secs(3),
             first_look: Duration::from_secs(10),
             last_look: Duration::from_secs(120),
+            last_refused: Duration::from_secs(3600),
             gone: Duration::from_secs(30),
         }
     }

@@ -1,4 +1,4 @@
-//! Addresses: ranges of pods and Services that networks of this host overlap, families without an address, and ports that others listen on.
+//! Addresses: ranges of pods and Services that networks of this host overlap, and families without an address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,10 +6,8 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use crate::bfd::Path;
-use crate::config::{Config, Overlay, RouterConfig, VxlanNetwork};
+use crate::config::{Config, Overlay};
 use crate::kernel::address::{HostAddress, Scope};
-use crate::kernel::listening_port::Transport;
 use crate::kernel::vxlan::Vxlan;
 use crate::model::{Node, OnLink};
 use crate::net::address_detection::{Candidate, Choice, choose};
@@ -18,9 +16,9 @@ use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, NetworkFacts};
 use crate::preflight::{Finding, Level};
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::cni::{self, CniFileForm};
-use crate::router::names::{TUNNELS, WIREGUARD_SECOND, is_vxlan, is_wireguard};
+use crate::router::names::{TUNNELS, is_vxlan};
 
-/// Judges addresses, ranges and ports.
+/// Judges addresses and ranges.
 pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let mut findings: Vec<Finding> = facts.network.unread.iter().map(|reason| unread(reason)).collect();
     findings.extend(families(facts, config));
@@ -51,7 +49,6 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     }
     findings.extend(detected(facts, config));
     findings.extend(overlay_numbers(facts, config));
-    findings.extend(ports(facts, config));
     findings
 }
 
@@ -257,36 +254,6 @@ fn overlap(one: IpNet, other: IpNet) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-/// A port that the agent listens on.
-struct Port {
-    flag: &'static str,
-    transport: Transport,
-    number: u16,
-    level: Level,
-    why: &'static str,
-}
-
-/// The ports at which packets of other nodes arrive. Where there are tunnels of an earlier run it is the kernel itself that listens, for them.
-fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
-    let Some(overlay) = router.overlay else { return Vec::new() };
-    let has = |is_ours: fn(&str) -> bool| facts.network.links.iter().any(|link| is_ours(link));
-    let udp = |flag, number, why| Port { flag, transport: Transport::Udp, number, level: Level::Degraded, why };
-    let fou = overlay.fou().filter(|_| !has(|link| link.starts_with(TUNNELS)));
-    let fou = fou.map(|fou| udp("--overlay-encap-port", fou.port, "the kernel cannot receive tunnels on this port"));
-    // Devices of others may have the same port: the kernel listens once for all of them.
-    let is_kernels = |network: &VxlanNetwork| facts.network.vxlan.values().any(|device| device.port == network.port);
-    let vxlan = overlay.vxlan().filter(|network| !has(is_vxlan) && !is_kernels(network));
-    let why = "the kernel cannot receive packets of other nodes on this port";
-    let vxlan = vxlan.map(|network| udp("--overlay-vxlan-port", network.port, why));
-    let wireguard = overlay.wireguard().filter(|_| !has(is_wireguard));
-    let wireguard = wireguard.map(|encryption| udp("--overlay-wireguard-port", encryption.port, why));
-    let changes = router.key_period.is_some() && !has(|link| link == WIREGUARD_SECOND);
-    let second = overlay.wireguard().filter(|_| changes);
-    let why = "nodes receive there as well while the key of one changes, which waits for this node";
-    let second = second.map(|encryption| udp("--overlay-wireguard-port", encryption.second_port(), why));
-    fou.into_iter().chain(vxlan).chain(wireguard).chain(second).collect()
-}
-
 /// Devices of others that have the number and the port of ours: of each address family the kernel makes one.
 fn overlay_numbers(facts: &Facts, config: &Config) -> Vec<Finding> {
     let overlay = config.router.as_ref().and_then(|router| router.overlay);
@@ -301,85 +268,6 @@ fn overlay_numbers(facts: &Facts, config: &Config) -> Vec<Finding> {
         Finding::bad(Level::Degraded, "overlay number", [what, why, todo])
     };
     facts.network.vxlan.iter().filter(is_met).map(finding).collect()
-}
-
-fn ports(facts: &Facts, config: &Config) -> Vec<Finding> {
-    let tcp = |flag, number, level, why| Port { flag, transport: Transport::Tcp, number, level, why };
-    let ends = "the agent ends at its start where it cannot listen there";
-    let mut ports = Vec::new();
-    ports.extend(config.observe.health.map(|address| tcp("--health-port", address.port(), Level::Fatal, ends)));
-    ports.extend(
-        config.observe.metrics.as_ref().map(|one| tcp("--metrics-port", one.address.port(), Level::Fatal, ends)),
-    );
-    if let Some(router) = &config.router {
-        ports.push(tcp(
-            "--bgp-port",
-            router.port,
-            Level::Degraded,
-            "neighbours that connect to this node reach another BGP speaker; the agent goes on trying",
-        ));
-        let admin = router.admin.first().map(|address| address.port());
-        ports.extend(admin.map(|port| {
-            tcp(
-                "--gobgp-admin-port",
-                port,
-                Level::Degraded,
-                "clients of gobgp reach another program; the agent goes on trying",
-            )
-        }));
-        ports.extend(overlay_ports(facts, router));
-        ports.extend(bfd_ports(router));
-    }
-    let numbers = |ports: &[&Port]| ports.iter().map(|port| port.number.to_string()).collect::<Vec<_>>().join(", ");
-    let all: Vec<&Port> = ports.iter().collect();
-    let taken: Vec<&Port> =
-        ports.iter().filter(|port| facts.network.listening.contains(&(port.transport, port.number))).collect();
-    let is_of_agent = |port: &&Port| match &facts.network.of_agent {
-        Some(its) => its.contains(&(port.transport, port.number)),
-        // Of which process a port is, is not seen from here.
-        None => facts.process.agent_answers,
-    };
-    let (of_agent, taken): (Vec<&Port>, Vec<&Port>) = taken.into_iter().partition(is_of_agent);
-    if taken.is_empty() {
-        let said = match &facts.network.of_agent {
-            _ if of_agent.is_empty() => format!("nobody listens on {}", numbers(&all)),
-            Some(_) => format!("nobody but the agent that runs on this host listens on {}", numbers(&all)),
-            None => format!(
-                "an agent runs on this host already, and somebody listens on {}: whether that is the agent is not seen from here (ss -lnp says it)",
-                numbers(&of_agent)
-            ),
-        };
-        return vec![Finding::ok("ports", said)];
-    }
-    let of = |port: &Port| {
-        let what = format!("another program listens on port {} ({})", port.number, port.flag);
-        let todo = match port.flag.starts_with("--enable") {
-            true => format!("end that program (ss -lnp names it), or start without {}", port.flag),
-            false => format!("end that program (ss -lnp names it), or choose another port by {}", port.flag),
-        };
-        Finding::bad(port.level, "ports", [what, port.why.to_owned(), todo])
-    };
-    taken.into_iter().map(of).collect()
-}
-
-/// The ports on which packets of BFD are received (RFC 5881 4, RFC 5883 5), which no flag changes.
-fn bfd_ports(router: &RouterConfig) -> Vec<Port> {
-    let distant = router.multihop.is_some();
-    let watches = router.peers.iter().any(|peer| peer.bfd.is_some());
-    let needed = [(Path::SingleHop, watches && !distant), (Path::Multihop, watches && distant)];
-    let port = |path: Path, flag| Port {
-        flag,
-        transport: Transport::Udp,
-        number: path.port(),
-        level: Level::Degraded,
-        why: "packets of BFD arrive there: its sessions with neighbours stay down, and BGP goes on without; the agent goes on trying",
-    };
-    let is_needed = |(path, of_peers)| match (of_peers, router.bfd_mesh.is_some()) {
-        (true, _) => Some(port(path, "--enable-bfd")),
-        (false, true) => Some(port(path, "--enable-bfd-mesh")),
-        (false, false) => None,
-    };
-    needed.into_iter().filter_map(is_needed).collect()
 }
 
 /// Returns whether an address is one of this host's.

@@ -127,7 +127,9 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
 }
 
 fn answered(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
-    let mut findings = vec![Finding::ok(SUBJECT, format!("it answers, version {}", api.version))];
+    let version =
+        api.version.as_ref().map_or("its version may not be read".to_owned(), |version| format!("version {version}"));
+    let mut findings = vec![Finding::ok(SUBJECT, format!("it answers, {version}"))];
     findings.extend(node(api, facts, config));
     findings.extend(lacking(&api.rights, &rights(config, api.node.as_ref().ok())));
     let ranges = service_ranges(facts, config);

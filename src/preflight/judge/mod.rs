@@ -6,6 +6,7 @@ pub mod files;
 pub mod modules;
 pub mod others;
 pub mod packet_filter;
+pub mod ports;
 pub mod settings;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     findings.extend(settings::judge(facts, config));
     findings.extend(others::judge(facts, config));
     findings.extend(addresses::judge(facts, config));
+    findings.extend(ports::judge(facts, config));
     findings.extend(files::judge(facts, config));
     findings.extend(cluster::judge(facts, config));
     findings

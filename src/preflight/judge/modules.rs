@@ -4,6 +4,7 @@ use super::Chosen;
 use crate::config::{Backend, Config, Variant};
 use crate::distribution::RunningKernel;
 use crate::kernel::module::ModuleState;
+use crate::net::PerFamily;
 use crate::preflight::facts::Facts;
 use crate::preflight::{Finding, Level};
 use crate::proxy::settings::kernel_version;
@@ -69,15 +70,21 @@ const OF_IPTABLES: [&str; 9] = [
     "xt_mark",
     "xt_addrtype",
 ];
-/// Modules of legacy iptables.
-const OF_LEGACY: [&str; 4] = ["ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle"];
+/// Modules of legacy iptables, which has programs of its own for each address family.
+const OF_LEGACY: PerFamily<[&str; 4]> = PerFamily {
+    v4: ["ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle"],
+    v6: ["ip6_tables", "ip6table_filter", "ip6table_nat", "ip6table_mangle"],
+};
 
 /// Returns the modules that iptables and ipset need for rules of ours.
 pub fn of_iptables(config: &Config, variant: Option<Variant>) -> Vec<Need> {
     let mut modules = OF_IPTABLES.to_vec();
     modules.extend(config.proxy.is_some().then_some("xt_ipvs"));
     match variant {
-        Some(Variant::Legacy) => modules.extend(OF_LEGACY),
+        Some(Variant::Legacy) => {
+            let families = config.families.iter().filter(|(_, is_on)| **is_on);
+            modules.extend(families.flat_map(|(family, _)| *OF_LEGACY.of(family)));
+        }
         Some(Variant::NfTables) | None => modules.extend(["nf_tables", "nft_compat"]),
     }
     let level = if config.proxy.is_some() || config.firewall.is_some() { Level::Fatal } else { Level::Degraded };
@@ -110,6 +117,8 @@ pub fn all() -> impl Iterator<Item = &'static str> {
         "ip6_tunnel",
         "fou",
         "fou6",
+        "vxlan",
+        "wireguard",
         "xt_ipvs",
         "nft_compat",
         "nfnetlink_log",
@@ -117,7 +126,8 @@ pub fn all() -> impl Iterator<Item = &'static str> {
     fixed
         .into_iter()
         .chain(OF_IPTABLES)
-        .chain(OF_LEGACY)
+        .chain(OF_LEGACY.v4)
+        .chain(OF_LEGACY.v6)
         .chain(crate::kernel::nftables::probe::MODULES)
         .chain(FOLDED.map(|(name, _)| name))
 }

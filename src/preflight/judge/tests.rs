@@ -8,7 +8,7 @@ mod process;
 mod rights;
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::*;
@@ -23,6 +23,7 @@ use crate::kernel::nftables::foreign::DroppingChain;
 use crate::kernel::sysctl::Setting;
 use crate::kernel::vxlan::{Vxlan, link_address};
 use crate::model::{Node, NodeAddress, NodeAddressKind};
+use crate::net::PerFamily;
 use crate::preflight::facts::*;
 use crate::preflight::{Level, Report};
 
@@ -60,7 +61,7 @@ fn facts(config: &Config) -> Facts {
     let rights = cluster::rights(config, Some(&node)).into_iter();
     let rights = rights.map(|need| AskedRight { right: need.right, allowed: Allowed::Yes, is_served: true }).collect();
     let api = ApiFacts {
-        version: "v1.36.1".to_owned(),
+        version: Some("v1.36.1".to_owned()),
         node: Ok(node),
         rights,
         nodes: Ok(vec!["192.0.2.1".parse().expect("an address")]),

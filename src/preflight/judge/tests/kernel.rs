@@ -108,3 +108,36 @@ fn nothing_is_tried_that_would_load_the_modules_of_counters() {
     let asked: Vec<&str> = modules::all().collect();
     assert!(["nft_counter", "nft_objref"].iter().all(|name| asked.contains(name)));
 }
+
+#[test]
+fn of_every_module_that_may_be_needed_it_is_asked_whether_it_is_there() {
+    let asked: Vec<&str> = modules::all().collect();
+    let sent = ["ipip", "fou", "vxlan", "wireguard"].map(|kind| format!("--overlay-encap={kind}"));
+    let received = ["fou", "vxlan", "wireguard"].map(|kind| format!("--overlay-encap-receive={kind}"));
+    for overlay in sent.iter().chain(&received) {
+        let config = config(&["--enable-ipv6", "--enable-direct-server-return", overlay]);
+        let needed = modules::needs(&config);
+        for variant in [Some(Variant::Legacy), Some(Variant::NfTables), None] {
+            for need in needed.iter().chain(&modules::of_iptables(&config, variant)) {
+                assert!(asked.contains(&need.module), "{overlay}: {}", need.module);
+            }
+        }
+    }
+}
+
+#[test]
+fn legacy_iptables_needs_the_modules_of_the_families_that_are_on() {
+    let named = |words: &[&str]| -> Vec<&str> {
+        let needed = modules::of_iptables(&config(words), Some(Variant::Legacy));
+        needed.into_iter().map(|need| need.module).filter(|name| name.starts_with("ip")).collect()
+    };
+    let (v4, v6) = (
+        ["ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle"],
+        ["ip6_tables", "ip6table_filter", "ip6table_nat", "ip6table_mangle"],
+    );
+    let of_both = |name: &&str| name.starts_with("ip_set");
+    let without_sets = |words| named(words).into_iter().filter(|name| !of_both(name)).collect::<Vec<_>>();
+    assert_eq!(without_sets(&[]), v4);
+    assert_eq!(without_sets(&["--enable-ipv4=false", "--enable-ipv6"]), v6);
+    assert_eq!(without_sets(&["--enable-ipv6"]), [v4, v6].concat());
+}

@@ -2,30 +2,69 @@
 
 use super::*;
 
+fn everywhere(transport: Transport, port: u16) -> (Transport, SocketAddr) {
+    (transport, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
+}
+
+#[test]
+fn a_listener_is_in_the_way_at_its_own_address_alone() {
+    let words = ["--metrics-addr=192.0.2.1", "--metrics-port=9100"];
+    let taken = |at: &'static str| {
+        move |facts: &mut Facts| {
+            facts.network.listening.insert((Transport::Tcp, at.parse().expect("an address")));
+        }
+    };
+    for elsewhere in ["127.0.0.1:9100", "[2001:db8::1]:9100", "192.0.2.1:9101"] {
+        check_ok(&words, taken(elsewhere), "nobody listens on 20244, 192.0.2.1:9100");
+    }
+    for there in ["192.0.2.1:9100", "0.0.0.0:9100", "[::]:9100"] {
+        check(&words, taken(there), Level::Fatal, &["port 192.0.2.1:9100 (--metrics-port)"]);
+    }
+    // All addresses of both families are listened on by default.
+    for there in ["127.0.0.1:20244", "0.0.0.0:20244", "[fe80::1]:20244"] {
+        check(&[], taken(there), Level::Fatal, &["port 20244 (--health-port)"]);
+    }
+}
+
+#[test]
+fn an_address_that_the_host_has_not_ends_the_agent_unless_the_kernel_lets_it_be_bound() {
+    for (flag, address) in [("--health-addr", "192.0.2.99"), ("--health-addr", "2001:db8::99")] {
+        let typed = format!("{flag}={address}");
+        check(&[&typed], |_| {}, Level::Fatal, &[address, flag, "ends at its start"]);
+        let may_be_bound = |facts: &mut Facts| facts.network.binds_elsewhere = PerFamily { v4: true, v6: true };
+        check_ok(&[&typed], may_be_bound, "nobody listens on");
+    }
+    for there in ["192.0.2.1", "127.0.0.1", "127.0.0.53", "::1", "0.0.0.0"] {
+        check_ok(&[&format!("--health-addr={there}")], |_| {}, "nobody listens on");
+    }
+    let admin = ["--gobgp-admin-address=192.0.2.99", "--gobgp-admin-port=50051"];
+    check(&admin, |_| {}, Level::Degraded, &["192.0.2.99", "--gobgp-admin-address", "goes on trying"]);
+}
+
 #[test]
 fn a_port_that_others_have_ends_the_agent_or_makes_it_wait() {
     let taken = |number| {
         move |facts: &mut Facts| {
-            facts.network.listening.insert((Transport::Tcp, number));
+            facts.network.listening.insert(everywhere(Transport::Tcp, number));
         }
     };
     check(&[], taken(20244), Level::Fatal, &["port 20244 (--health-port)"]);
     check(&[], taken(179), Level::Degraded, &["port 179 (--bgp-port)", "another BGP speaker"]);
     check_ok(&PROXY, taken(179), "nobody listens on 20244");
     let of_agent = |facts: &mut Facts| {
-        facts.network.listening.insert((Transport::Tcp, 20244));
+        facts.network.listening.insert(everywhere(Transport::Tcp, 20244));
         facts.process.agent_answers = true;
     };
     check_ok(&[], of_agent, "an agent runs on this host already, and somebody listens on 20244");
     let of_both = |facts: &mut Facts| {
         of_agent(facts);
-        facts.network.listening.insert((Transport::Tcp, 179));
-        facts.network.of_agent = Some([(Transport::Tcp, 20244)].into());
+        facts.network.listening.insert(everywhere(Transport::Tcp, 179));
+        facts.network.of_agent = Some([everywhere(Transport::Tcp, 20244)].into());
     };
     check(&[], of_both, Level::Degraded, &["port 179 (--bgp-port)"]);
     let of_agent_alone = |facts: &mut Facts| {
         of_agent(facts);
-        facts.network.of_agent = Some([(Transport::Tcp, 20244)].into());
+        facts.network.of_agent = Some([everywhere(Transport::Tcp, 20244)].into());
     };
     check_ok(&[], of_agent_alone, "nobody but the agent that runs on this host listens on 20244");
 }
@@ -40,12 +79,12 @@ fn the_port_of_vxlan_may_be_that_of_a_device_of_others_but_not_the_number_too() 
             facts.network.vxlan.insert(name.to_owned(), device);
             modules(facts, ModuleState::Present, &["vxlan"]);
             facts.network.links.insert(name.to_owned());
-            facts.network.listening.insert((Transport::Udp, port));
+            facts.network.listening.insert(everywhere(Transport::Udp, port));
         }
     };
     let words = ["--overlay-encap=vxlan"];
     let program = |facts: &mut Facts| {
-        facts.network.listening.insert((Transport::Udp, 4789));
+        facts.network.listening.insert(everywhere(Transport::Udp, 4789));
         modules(facts, ModuleState::Present, &["vxlan"]);
     };
     check(&words, program, Level::Degraded, &["port 4789 (--overlay-vxlan-port)"]);
@@ -61,7 +100,7 @@ fn the_port_of_wireguard_is_that_of_our_device_alone() {
     let taken = |link: Option<&'static str>| {
         move |facts: &mut Facts| {
             facts.network.links.extend(link.map(str::to_owned));
-            facts.network.listening.insert((Transport::Udp, 51820));
+            facts.network.listening.insert(everywhere(Transport::Udp, 51820));
             modules(facts, ModuleState::Present, &["wireguard"]);
         }
     };
@@ -70,7 +109,7 @@ fn the_port_of_wireguard_is_that_of_our_device_alone() {
         for of_others in [None, Some("wg0")] {
             check(&words, taken(of_others), Level::Degraded, &["port 51820 (--overlay-wireguard-port)"]);
         }
-        check(&words, |_: &mut Facts| {}, Level::Degraded, &["wireguard"]);
+        check_ok(&words, |_| {}, "nobody listens on 20244");
         check_ok(&words, taken(Some("sluice-wg0")), "nobody listens on 20244");
     }
     check_ok(&[], taken(None), "nobody listens on");
@@ -81,7 +120,7 @@ fn the_port_behind_that_of_wireguard_has_to_be_free_where_keys_change() {
     let taken = |link: Option<&'static str>| {
         move |facts: &mut Facts| {
             facts.network.links.extend(link.map(str::to_owned));
-            facts.network.listening.insert((Transport::Udp, 51821));
+            facts.network.listening.insert(everywhere(Transport::Udp, 51821));
             modules(facts, ModuleState::Present, &["wireguard"]);
         }
     };
@@ -97,7 +136,7 @@ fn the_port_behind_that_of_wireguard_has_to_be_free_where_keys_change() {
 fn bfd_listens_on_ports_of_its_own() {
     let taken = |number| {
         move |facts: &mut Facts| {
-            facts.network.listening.insert((Transport::Udp, number));
+            facts.network.listening.insert(everywhere(Transport::Udp, number));
         }
     };
     check_ok(&[], taken(3784), "nobody listens on");

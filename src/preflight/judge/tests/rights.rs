@@ -32,7 +32,7 @@ fn the_node_is_looked_for_by_its_name_and_its_address() {
         Level::Fatal,
         &["no Node of this name", "--hostname-override"],
     );
-    let refused = |facts: &mut Facts| api(facts).node = Err(Unknown::Refused("forbidden (403)".to_owned()));
+    let refused = |facts: &mut Facts| api(facts).node = Err(Unknown::Forbidden("forbidden (403)".to_owned()));
     check(&[], refused, Level::Degraded, &["forbidden (403)"]);
     check(
         &[],

@@ -1,0 +1,155 @@
+//! Ports: addresses that the agent listens on, and others that listen there already.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use super::addresses::is_of_host;
+use crate::bfd::Path;
+use crate::config::{Config, RouterConfig, VxlanNetwork};
+use crate::kernel::listening_port::Transport;
+use crate::net::Family;
+use crate::preflight::facts::Facts;
+use crate::preflight::{Finding, Level};
+use crate::router::names::{TUNNELS, WIREGUARD_SECOND, is_vxlan, is_wireguard};
+
+/// All addresses of both families.
+const EVERYWHERE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+/// A port that the agent listens on.
+struct Port {
+    flag: &'static str,
+    transport: Transport,
+    at: SocketAddr,
+    level: Level,
+    why: &'static str,
+}
+
+impl Port {
+    /// Returns whether a listener there is in the way of this one.
+    fn meets(&self, (transport, at): &(Transport, SocketAddr)) -> bool {
+        let covers = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
+        let (ours, theirs) = (self.at.ip().to_canonical(), at.ip());
+        (*transport, at.port()) == (self.transport, self.at.port())
+            && (ours == theirs || covers(ours, theirs) || covers(theirs, ours))
+    }
+
+    fn text(&self) -> String {
+        if self.at.ip().is_unspecified() { self.at.port().to_string() } else { self.at.to_string() }
+    }
+}
+
+/// Judges the ports that the agent listens on.
+pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let ports = ports(facts, config);
+    let mut findings: Vec<Finding> = ports.iter().filter_map(|port| of_no_address(port, facts)).collect();
+    let all: Vec<&Port> = ports.iter().collect();
+    let listens = |port: &&Port| facts.network.listening.iter().any(|one| port.meets(one));
+    let is_of_agent = |port: &&Port| match &facts.network.of_agent {
+        Some(its) => its.iter().any(|one| port.meets(one)),
+        // Of which process a port is, is not seen from here.
+        None => facts.process.agent_answers,
+    };
+    let (of_agent, taken): (Vec<&Port>, Vec<&Port>) = ports.iter().filter(listens).partition(is_of_agent);
+    if taken.is_empty() {
+        findings.push(Finding::ok("ports", untaken(facts, &all, &of_agent)));
+    }
+    findings.extend(taken.into_iter().map(of_others));
+    findings
+}
+
+fn untaken(facts: &Facts, all: &[&Port], of_agent: &[&Port]) -> String {
+    let names = |ports: &[&Port]| ports.iter().map(|port| port.text()).collect::<Vec<_>>().join(", ");
+    match &facts.network.of_agent {
+        _ if of_agent.is_empty() => format!("nobody listens on {}", names(all)),
+        Some(_) => format!("nobody but the agent that runs on this host listens on {}", names(all)),
+        None => format!(
+            "an agent runs on this host already, and somebody listens on {}: whether that is the agent is not seen from here (ss -lnp says it)",
+            names(of_agent)
+        ),
+    }
+}
+
+fn of_others(port: &Port) -> Finding {
+    let what = format!("another program listens on port {} ({})", port.text(), port.flag);
+    let todo = match port.flag.starts_with("--enable") {
+        true => format!("end that program (ss -lnp names it), or start without {}", port.flag),
+        false => format!("end that program (ss -lnp names it), or choose another port by {}", port.flag),
+    };
+    Finding::bad(port.level, "ports", [what, port.why.to_owned(), todo])
+}
+
+/// A listener's address that this host has not, where the kernel lets nobody bind to it.
+fn of_no_address(port: &Port, facts: &Facts) -> Option<Finding> {
+    let address = port.at.ip();
+    let is_there = address.is_unspecified() || address.is_loopback() || is_of_host(facts, address);
+    if is_there || *facts.network.binds_elsewhere.of(Family::from(address)) {
+        return None;
+    }
+    let flag = port.flag.replace("-port", if port.flag.contains("admin") { "-address" } else { "-addr" });
+    let what = format!("no device of this host has the address {address} ({flag})");
+    let todo = format!("name an address of this host by {flag}");
+    Some(Finding::bad(port.level, "ports", [what, port.why.to_owned(), todo]))
+}
+
+fn ports(facts: &Facts, config: &Config) -> Vec<Port> {
+    let tcp = |flag, at, level, why| Port { flag, transport: Transport::Tcp, at, level, why };
+    let ends = "the agent ends at its start where it cannot listen there";
+    let mut ports = Vec::new();
+    ports.extend(config.observe.health.map(|at| tcp("--health-port", at, Level::Fatal, ends)));
+    ports.extend(config.observe.metrics.as_ref().map(|one| tcp("--metrics-port", one.address, Level::Fatal, ends)));
+    if let Some(router) = &config.router {
+        let why = "neighbours that connect to this node reach another BGP speaker; the agent goes on trying";
+        ports.push(tcp("--bgp-port", SocketAddr::new(EVERYWHERE, router.port), Level::Degraded, why));
+        let why = "clients of gobgp reach another program; the agent goes on trying";
+        ports.extend(router.admin.iter().map(|at| tcp("--gobgp-admin-port", *at, Level::Degraded, why)));
+        ports.extend(overlay_ports(facts, router));
+        ports.extend(bfd_ports(router));
+    }
+    ports
+}
+
+/// The ports at which packets of other nodes arrive. Where there are tunnels of an earlier run it is the kernel itself that listens, for them.
+fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
+    let Some(overlay) = router.overlay else { return Vec::new() };
+    let has = |is_ours: fn(&str) -> bool| facts.network.links.iter().any(|link| is_ours(link));
+    let udp = |flag, port, why| Port {
+        flag,
+        transport: Transport::Udp,
+        at: SocketAddr::new(EVERYWHERE, port),
+        level: Level::Degraded,
+        why,
+    };
+    let fou = overlay.fou().filter(|_| !has(|link| link.starts_with(TUNNELS)));
+    let fou = fou.map(|fou| udp("--overlay-encap-port", fou.port, "the kernel cannot receive tunnels on this port"));
+    // Devices of others may have the same port: the kernel listens once for all of them.
+    let is_kernels = |network: &VxlanNetwork| facts.network.vxlan.values().any(|device| device.port == network.port);
+    let vxlan = overlay.vxlan().filter(|network| !has(is_vxlan) && !is_kernels(network));
+    let why = "the kernel cannot receive packets of other nodes on this port";
+    let vxlan = vxlan.map(|network| udp("--overlay-vxlan-port", network.port, why));
+    let wireguard = overlay.wireguard().filter(|_| !has(is_wireguard));
+    let wireguard = wireguard.map(|encryption| udp("--overlay-wireguard-port", encryption.port, why));
+    let changes = router.key_period.is_some() && !has(|link| link == WIREGUARD_SECOND);
+    let second = overlay.wireguard().filter(|_| changes);
+    let why = "nodes receive there as well while the key of one changes, which waits for this node";
+    let second = second.map(|encryption| udp("--overlay-wireguard-port", encryption.second_port(), why));
+    fou.into_iter().chain(vxlan).chain(wireguard).chain(second).collect()
+}
+
+/// The ports on which packets of BFD are received (RFC 5881 4, RFC 5883 5), which no flag changes.
+fn bfd_ports(router: &RouterConfig) -> Vec<Port> {
+    let distant = router.multihop.is_some();
+    let watches = router.peers.iter().any(|peer| peer.bfd.is_some());
+    let needed = [(Path::SingleHop, watches && !distant), (Path::Multihop, watches && distant)];
+    let port = |path: Path, flag| Port {
+        flag,
+        transport: Transport::Udp,
+        at: SocketAddr::new(EVERYWHERE, path.port()),
+        level: Level::Degraded,
+        why: "packets of BFD arrive there: its sessions with neighbours stay down, and BGP goes on without; the agent goes on trying",
+    };
+    let is_needed = |(path, of_peers)| match (of_peers, router.bfd_mesh.is_some()) {
+        (true, _) => Some(port(path, "--enable-bfd")),
+        (false, true) => Some(port(path, "--enable-bfd-mesh")),
+        (false, false) => None,
+    };
+    needed.into_iter().filter_map(is_needed).collect()
+}
