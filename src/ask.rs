@@ -9,7 +9,7 @@ pub mod bundle;
 mod route;
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -248,9 +248,11 @@ async fn drops(socket: &Path, output: Output, until: Option<Instant>, out: &mut 
                 Output::Text => format!("{missed} refused packets came too fast and are not shown"),
             });
         }
-        // Nobody reads any more.
-        if lines.iter().try_for_each(|line| writeln!(out, "{line}")).and_then(|()| out.flush()).is_err() {
-            return Ok(());
+        match lines.iter().try_for_each(|line| writeln!(out, "{line}")).and_then(|()| out.flush()) {
+            Ok(()) => {}
+            // Nobody reads any more.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(error).context("standard output cannot be written"),
         }
         if until.is_some_and(|until| Instant::now() >= until) {
             return Ok(());

@@ -160,9 +160,20 @@ fn every_page_and_manifest_names_the_image_of_this_version() {
 fn versions_of_the_image(line: &str) -> Vec<&str> {
     let follows = ["sluice:", "sluice-", "`version: ", "image.version="];
     let behind = follows.into_iter().flat_map(|word| line.split(word).skip(1));
-    let numbers = behind.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit() && c != '.').next());
-    let numbers = numbers.map(|number| number.trim_end_matches('.'));
-    numbers.filter(|number| number.split('.').filter(|part| !part.is_empty()).count() == 3).collect()
+    let numbers = behind.filter_map(|rest| {
+        let numbers = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?.trim_end_matches('.');
+        // Of a version before the release: 0.2.0-rc.1.
+        let before = rest
+            .get(numbers.len()..)
+            .filter(|rest| ["-alpha", "-beta", "-rc"].iter().any(|word| rest.starts_with(word)));
+        let end = before.map_or(0, |rest| {
+            rest.find(|c: char| !c.is_ascii_alphanumeric() && !"-.".contains(c)).unwrap_or(rest.len())
+        });
+        (numbers.split('.').filter(|part| !part.is_empty()).count() == 3)
+            .then(|| rest.get(..numbers.len() + end))
+            .flatten()
+    });
+    numbers.map(|number| number.trim_end_matches('.')).collect()
 }
 
 fn files_below(directory: &Path, files: &mut Vec<PathBuf>) {

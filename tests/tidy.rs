@@ -73,6 +73,7 @@ const IMPORTS: [(&str, &[&str]); 31] = [
             "distribution",
             "kernel",
             "k8s",
+            "observe",
             "bfd",
             "proxy",
             "firewall",

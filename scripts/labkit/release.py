@@ -8,10 +8,10 @@ from .image_tree import Tree
 
 # What every archive has beside its own; README.md names the pages of `docs`.
 PAGES = ["README.md", "CHANGELOG.md", "SECURITY.md", "docs"]
-CHART, MANIFESTS = "charts/sluice", ["daemonset", "kustomize"]
+CHART, MANIFESTS = "charts/sluice", ["daemonset", "kustomize", "charts/values"]
 # Where commands and manifests name the image, its archive or, for k0s, its version alone. A row that says which version was measured has another form, and stays.
 NAMING = ["README.md", "SECURITY.md", "docs", "daemonset", "kustomize", "charts", "image/Dockerfile"]
-NAMED = re.compile(r"(?:sluice[:-]|`version: |image\.version=)(\d+\.\d+\.\d+)")
+NAMED = re.compile(r"(?:sluice[:-]|`version: |image\.version=)(\d+\.\d+\.\d+(?:-(?:alpha|beta|rc)[.\d]*\d)?)")
 SHELLS = {"bash": "completion/sluice.bash", "zsh": "completion/_sluice", "fish": "completion/sluice.fish"}
 SUMS = "SHA256SUMS"
 # Where Debian has emulators of one program, and below which the libraries for other processors.
@@ -92,15 +92,13 @@ def check(binary, arch, here, version):
     said = asked_for_version(binary, arch, here) if is_of_it else ""
     if said is None:
         own.say(f"{binary}: the version is looked for in its bytes alone; with qemu-user and libgcc-s1-{arch}-cross, which are not both here, it would be asked")
-    elif not re.search(rf"version v?{re.escape(version)}(?![.\d])", said):
+    elif not re.search(rf"version v?{re.escape(version)}(?![-.\d])", said):
         raise own.LabError(f"{binary} is not of version {version}: {f'it says `{said.strip()}`' if said else 'that is nowhere in it'}")
 
 
 def has(data, version):
-    """Whether a program has this version in its bytes, from which `--version` takes it. What stands next to it there is chance, but the same numbers in the path of
-    a crate (`slab-0.4.12/src`) say nothing. Versions of CNI (1.0.0) are in every program: of these only the program's own word says more."""
-    number = re.escape(version)
-    return re.search(rf"(?<![-.\d]){number}(?!\d)|{number}(?![-+.\w]*/)".encode(), data) is not None
+    """Whether a program has what `--version` says of this version in its bytes. The numbers alone say nothing: crates have some, and the CNI plugin has those of CNI."""
+    return f"version {version}, built on ".encode() in data
 
 
 def asked_for_version(binary, arch, here):

@@ -75,8 +75,7 @@ pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
     };
     let listening = async {
         loop {
-            let listener = opened(&socket, &calls.metrics, &pulse).await;
-            let name = Name::of(&socket);
+            let (listener, name) = opened(&socket, &calls.metrics, &pulse).await;
             let answerers = Answerers::from([(PATH, ask.clone())]);
             tokio::select! {
                 () = local::serve(listener, answerers, CONNECTIONS) => return,
@@ -85,7 +84,7 @@ pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
             let path = socket.display();
             warn!(%path, "CNI socket is gone from its path; opening it again");
             calls.metrics.open.set(0);
-            while name.is_taken().await {
+            while name.is_taken() {
                 let who =
                     format!("another program listens on {path}; this agent answers no pod that starts on this node");
                 pulse.trouble(Some(who));
@@ -96,18 +95,18 @@ pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
     tokio::join!(listening, answering);
 }
 
-async fn opened(socket: &Path, metrics: &Metrics, pulse: &Pulse) -> UnixListener {
+async fn opened(socket: &Path, metrics: &Metrics, pulse: &Pulse) -> (UnixListener, Name) {
     let mut has_failed = false;
     loop {
-        match local::bind(socket) {
-            Ok(listener) => {
+        match local::bind_named(socket) {
+            Ok(opened) => {
                 if has_failed {
                     info!(path = %socket.display(), "CNI socket opened; pods can start");
                 }
                 metrics.open.set(1);
                 pulse.trouble(None);
                 pulse.ready(true);
-                return listener;
+                return opened;
             }
             Err(error) => {
                 let path = socket.display();

@@ -123,11 +123,15 @@ fn verbosity(typed: &str) -> Result<u8, Refusal> {
 }
 
 fn version(program: &str) -> String {
-    format!(
-        "{program} version {VERSION}, built on {}, {TOOLCHAIN}",
-        option_env!("SLUICE_BUILD_DATE").unwrap_or("an unknown date")
-    )
+    let date = option_env!("SLUICE_BUILD_DATE").unwrap_or("an unknown date");
+    match option_env!("SLUICE_VERSION") {
+        Some(version) => format!("{program} version {version}, built on {date}, {TOOLCHAIN}"),
+        None => format!("{program} {PACKAGE_VERSION}{date}, {TOOLCHAIN}"),
+    }
 }
+
+/// The words of `--version` about the package's version, as one text of the program: there `scripts/release` finds them, also in a program for another processor.
+const PACKAGE_VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), ", built on ");
 
 /// The version of this build: the variable `SLUICE_VERSION` of the build, else the package's. Its date is in
 /// `SLUICE_BUILD_DATE`; a build that sets neither is the same at any time.

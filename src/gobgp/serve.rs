@@ -71,7 +71,7 @@ pub fn spawn(service: Service, places: Vec<Place>, ports: Ports) {
 
 enum Listener {
     Port(TcpListener),
-    Socket(UnixListener),
+    Socket(UnixListener, local::Name),
 }
 
 enum Accepted {
@@ -85,7 +85,10 @@ impl Place {
             Place::Port(address) => {
                 TcpListener::bind(address).await.map(Listener::Port).map_err(|error| error.to_string())
             }
-            Place::Socket(path) => local::bind(path).map(Listener::Socket).map_err(|error| error.to_string()),
+            Place::Socket(path) => {
+                let bound = local::bind_named(path).map(|(listener, name)| Listener::Socket(listener, name));
+                bound.map_err(|error| error.to_string())
+            }
         }
     }
 
@@ -101,7 +104,7 @@ impl Listener {
     async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Listener::Port(listener) => listener.accept().await.map(|(stream, from)| Accepted::Port(stream, from)),
-            Listener::Socket(listener) => listener.accept().await.map(|(stream, _)| Accepted::Socket(stream)),
+            Listener::Socket(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Socket(stream)),
         }
     }
 }
@@ -111,17 +114,16 @@ async fn listen(place: Place, service: Service, ports: Ports) {
     let places = Places::default();
     loop {
         let listener = opened(&place).await;
-        let Place::Socket(path) = &place else {
-            return accept(&listener, &place, &service, (&connections, &places, ports)).await;
+        let limits = (&connections, &places, ports);
+        let Listener::Socket(_, name) = &listener else {
+            return accept(&listener, &place, &service, limits).await;
         };
-        let name = local::Name::of(path);
         tokio::select! {
-            () = accept(&listener, &place, &service, (&connections, &places, ports)) => return,
+            () = accept(&listener, &place, &service, limits) => return,
             () = name.lost() => {}
         }
-        drop(listener);
         warn!(place = %place.text(), "gobgp API socket is gone from its path; opening it again when nobody else listens there");
-        while name.is_taken().await {
+        while name.is_taken() {
             tokio::time::sleep(local::LOOK).await;
         }
     }

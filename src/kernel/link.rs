@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::netdevice;
 
 use super::netlink::{Answer, Bus, Fault, Messages, Socket, failed_steps, flag};
-use super::{Cause, Error};
+use super::{Cause, Error, module};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
 /// The name of a device: at most 15 bytes.
@@ -132,7 +132,7 @@ impl Target for Links {
         }
         failures.extend(failed_steps(self.socket.batch(&mut messages), &owners, |index, cause| {
             let step = steps.get(index).expect("a failure belongs to a step");
-            Error::new(operation(step), step.key.to_string(), cause)
+            module::named_in(Error::new(operation(step), step.key.to_string(), cause), DUMMY)
         }));
         failures
     }

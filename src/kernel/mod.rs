@@ -4,7 +4,7 @@
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables`, `nftables` and
 //! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack` and `module` are operations; `nflog` reads logged packets;
 //! `bridge`, `rule`, `tunnel`, `vxlan` and `wireguard` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
-//! opens sockets for routing protocols, `router_discovery` one for routers on links, `udp` those of BFD; `socket_filter` has the instructions of which filters of sockets are made; `namespace` enters the networks of pods, `pod_tunnel` is what is made in them; `record_list` is a list in a small file beside our sockets; `call_counter` counts calls of kernel functions; `processor` is the time that work has taken, `memory` gives back what the allocator keeps; `local_socket` tells who listens on a unix socket, `listening_port` on which ports somebody does, `file_system` whether what is written lasts.
+//! opens sockets for routing protocols, `router_discovery` one for routers on links, `udp` those of BFD; `socket_filter` has the instructions of which filters of sockets are made; `namespace` enters the networks of pods, `pod_tunnel` is what is made in them; `record_list` is a list in a small file beside our sockets; `call_counter` counts calls of kernel functions; `processor` is the time that work has taken, `memory` gives back what the allocator keeps; `listening_port` tells on which ports somebody listens, `file_system` whether what is written lasts.
 
 mod error;
 mod name;
@@ -22,7 +22,6 @@ pub mod iptables;
 pub mod ipvs;
 pub mod link;
 pub mod listening_port;
-pub mod local_socket;
 pub mod memory;
 pub mod module;
 pub mod monitor;

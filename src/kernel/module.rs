@@ -12,6 +12,8 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::program::{Call, is_program, run};
 use super::{Cause, Error};
 use crate::distribution::RunningKernel;
@@ -180,6 +182,23 @@ pub fn remedy(name: &str) -> String {
     }
 }
 
+/// Adds the module, and where this host gets it, to the error of a device whose kind the kernel does not know (rtnetlink(7)): it loads modules of
+/// kinds by itself, so that nobody has tried to load it before.
+pub fn named_in(mut error: Error, kind: &'static str) -> Error {
+    const UNKNOWN: &str = "Unknown device type";
+    let is_added = error.operation.starts_with("add ");
+    let Cause::Errno(Errno::OPNOTSUPP, text) = &mut error.cause else { return error };
+    // Older kernels say nothing.
+    if is_added && text.as_deref().is_none_or(|text| text == UNKNOWN) {
+        let module = if kind == "ip6tnl" { "ip6_tunnel" } else { kind };
+        *text = Some(format!(
+            "the kernel does not know devices of the type {kind}, of module {module}; {}",
+            remedy(module)
+        ));
+    }
+    error
+}
+
 /// Empty where the list is not there: then only what has a directory is known to be present.
 fn builtin_list() -> String {
     read_list("modules.builtin").unwrap_or_default()
@@ -205,6 +224,27 @@ fn is_builtin(name: &str, list: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_whose_kind_the_kernel_does_not_know_names_its_module_and_where_to_get_it() {
+        let failed = |operation, errno, text: Option<&str>| {
+            let cause = Cause::Errno(errno, text.map(str::to_owned));
+            named_in(Error::new(operation, "sluice-tun", cause), "ip6tnl").to_string()
+        };
+        for said in [Some("Unknown device type"), None] {
+            let text = failed("add tunnel", Errno::OPNOTSUPP, said);
+            assert!(text.contains("devices of the type ip6tnl, of module ip6_tunnel; "), "{text}");
+            assert!(text.len() > text.find("ip6_tunnel; ").expect("it is there") + 30, "where to get it: {text}");
+        }
+        for (operation, errno, said) in [
+            ("change tunnel", Errno::OPNOTSUPP, None),
+            ("add tunnel", Errno::OPNOTSUPP, Some("no such option")),
+            ("add tunnel", Errno::EXIST, None),
+        ] {
+            let text = failed(operation, errno, said);
+            assert!(!text.contains("module"), "{text}");
+        }
+    }
 
     #[test]
     fn what_is_compiled_in_is_found_in_the_list_by_its_file() {

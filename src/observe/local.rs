@@ -26,6 +26,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
+use super::local_socket;
+
 /// A query.
 #[derive(Debug)]
 pub struct Question {
@@ -56,19 +58,39 @@ pub type Answerers = BTreeMap<&'static str, mpsc::Sender<Question>>;
 /// # Errors
 /// The directory cannot be made or written to.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    bind_named(path).map(|(listener, _)| listener)
+}
+
+/// Like [`bind`]; with the name, which others may take.
+///
+/// # Errors
+/// As there.
+pub fn bind_named(path: &Path) -> io::Result<(UnixListener, Name)> {
     if let Some(directory) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
+    local_socket::remove_left_asides(path);
     // Made aside, so that the name never stands for a socket that others may open or that nobody listens on.
-    let aside = path.with_extension("new");
-    match std::fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&aside)?;
+    let aside = local_socket::aside(path);
+    let listener = UnixListener::bind(&aside).map_err(|error| told(error, path))?;
     std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
+    // Before others can take the name, whose socket it would be taken for.
+    let name = Name { path: path.to_owned(), bound: file_at(&aside) };
     std::fs::rename(&aside, path)?;
-    Ok(listener)
+    Ok((listener, name))
+}
+
+/// Says of a directory that was deleted where it is mounted from what mends it: it is never there again in this mount.
+fn told(error: io::Error, path: &Path) -> io::Error {
+    let is_deleted =
+        path.parent().and_then(|directory| std::fs::metadata(directory).ok()).is_some_and(|found| found.nlink() == 0);
+    if !is_deleted {
+        return error;
+    }
+    let why = format!(
+        "{error}: the directory was deleted on the host while it is mounted here; end this pod, so that it is mounted anew"
+    );
+    io::Error::new(error.kind(), why)
 }
 
 /// The name of a socket that somebody listens on.
@@ -81,11 +103,6 @@ pub struct Name {
 type File = (u64, u64, (i64, i64));
 
 impl Name {
-    /// The name of a socket that has just been bound.
-    pub fn of(path: &Path) -> Name {
-        Name { path: path.to_owned(), bound: file_at(path) }
-    }
-
     /// Waits until the path leads to another file or to none: nobody can reach the socket by it any more.
     pub async fn lost(&self) {
         while self.bound.is_some() && file_at(&self.path) == self.bound {
@@ -93,9 +110,9 @@ impl Name {
         }
     }
 
-    /// Returns whether somebody listens under the name. Two programs that take it from each other serve nobody.
-    pub async fn is_taken(&self) -> bool {
-        UnixStream::connect(&self.path).await.is_ok()
+    /// Returns whether somebody listens under the name, also who is stuck. Two programs that take it from each other serve nobody.
+    pub fn is_taken(&self) -> bool {
+        local_socket::is_listened_on(&self.path)
     }
 }
 
@@ -109,16 +126,15 @@ fn file_at(path: &Path) -> Option<File> {
 /// is reported once and tried again: that nobody can ask is no reason to leave a node without its network. `connections`: how many may be open at a time.
 pub async fn run(path: PathBuf, answerers: Answerers, connections: usize) {
     loop {
-        let listener = opened(&path).await;
-        let name = Name::of(&path);
+        let (listener, name) = opened(&path).await;
         tokio::select! {
             () = serve(listener, answerers.clone(), connections) => return,
             () = name.lost() => {}
         }
         let path = path.display();
-        if name.is_taken().await {
+        if name.is_taken() {
             warn!(%path, "Another program has taken the name of the local socket; this agent answers nobody until that one ends");
-            while name.is_taken().await {
+            while name.is_taken() {
                 tokio::time::sleep(LOOK).await;
             }
         }
@@ -126,15 +142,15 @@ pub async fn run(path: PathBuf, answerers: Answerers, connections: usize) {
     }
 }
 
-async fn opened(path: &Path) -> UnixListener {
+async fn opened(path: &Path) -> (UnixListener, Name) {
     let mut has_failed = false;
     loop {
-        match bind(path) {
-            Ok(listener) => {
+        match bind_named(path) {
+            Ok(opened) => {
                 if has_failed {
                     info!(path = %path.display(), "Local socket opened");
                 }
-                return listener;
+                return opened;
             }
             Err(error) if !std::mem::replace(&mut has_failed, true) => {
                 let path = path.display();

@@ -8,6 +8,7 @@ pub mod given;
 pub mod health;
 pub mod http;
 pub mod local;
+pub mod local_socket;
 pub mod logging;
 pub mod metrics;
 pub mod recent;

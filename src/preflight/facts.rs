@@ -205,6 +205,14 @@ pub struct ApiFacts {
     pub service_ranges: Vec<IpNet>,
 }
 
+impl ApiFacts {
+    /// Returns whether the server refuses everything that was asked, also what every account may ask about itself.
+    pub fn tells_nothing(&self) -> bool {
+        let is_untold = |asked: &AskedRight| matches!(asked.allowed, Allowed::NotSaid(_));
+        self.version.is_none() && matches!(self.node, Err(Unknown::Forbidden(_))) && self.rights.iter().all(is_untold)
+    }
+}
+
 /// A right that was asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AskedRight {

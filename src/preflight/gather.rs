@@ -29,9 +29,10 @@ use crate::kernel::module::{ModuleState, Modules, may_change_network, may_enter_
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes, sources_to};
 use crate::kernel::sysctl::{self, Setting};
-use crate::kernel::{address, is_program, link, local_socket, vxlan};
+use crate::kernel::{address, is_program, link, vxlan};
 use crate::model::Node;
 use crate::net::{AddressDetection, Family, PerFamily};
+use crate::observe::local_socket;
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
 use crate::router::linux::learned_routes;
@@ -272,8 +273,11 @@ fn cluster(config: &Config, network: &NetworkFacts, answers: Duration) -> Cluste
         let asked = Questions::new(client, answers);
         match api::version(&asked).await {
             Ok(version) => ClusterFacts::Answered(Box::new(of_api(&asked, Some(version), config, network).await)),
-            // The agent does not read it.
-            Err(Unknown::Forbidden(_)) => ClusterFacts::Answered(Box::new(of_api(&asked, None, config, network).await)),
+            // The agent does not read it; who may read nothing at all has no credentials.
+            Err(Unknown::Forbidden(reason)) => match of_api(&asked, None, config, network).await {
+                api if api.tells_nothing() => ClusterFacts::Unanswered(Unknown::Refused(reason)),
+                api => ClusterFacts::Answered(Box::new(api)),
+            },
             Err(unknown) => ClusterFacts::Unanswered(unknown),
         }
     });

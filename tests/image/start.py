@@ -159,6 +159,31 @@ def the_minimal_image_does_its_work_on_a_host_with_nftables(of):
         that(done.returncode in (0, 1), "the agent does not answer:", said(done))
 
 
+def a_privileged_agent_works_on_a_read_only_root_with_the_mounts_of_k0s_alone(of):
+    """No folder is there for the agent's socket and the last known state: nobody can ask it, it says so once, and all else works."""
+    with containerd(of) as runtime, network() as namespace:
+        folder = of.scratch("read-only")
+        os.mkdir(f"{folder}/net.d")
+        own.write(f"{folder}/xtables.lock", "")
+        mounts = {f"{folder}/net.d": "/etc/cni/net.d", f"{folder}/xtables.lock": "/run/xtables.lock"}
+        options = ["--privileged", "--read-only", "--with-ns", f"network:{namespace}", "--log-uri", f"file://{folder}/log",
+                   "--env", "KUBE_ROUTER_CNI_CONF_FILE=/etc/cni/net.d/10-kuberouter.conflist", "--mount", f"type=bind,src={manifests(of)},dst=/manifests,options=rbind:ro"]
+        options += [word for source, path in mounts.items() for word in ("--mount", f"type=bind,src={source},dst={path},options=rbind:rw")]
+        flags = ["--run-service-proxy=false", "--netfilter=nftables", "--manifests=/manifests", "--hostname-override=node1"]
+        done = runtime.ctr("run", "--detach", *options, NAME + of.version, "agent", ENTRY, *flags)
+        that(done.returncode == 0, said(done))
+
+        def log():
+            with open(f"{folder}/log", errors="replace") as handle:
+                return handle.read()
+
+        def tables():
+            return own.run("nsenter", f"--net={namespace}", "nft", "list", "tables")
+        that(own.wait(lambda: "sluice_policy" in tables() and "sluice_router" in tables() and os.path.exists(f"{folder}/net.d/10-kuberouter.conflist"), 60, 0.5), log()[-3000:])
+        that(own.wait(lambda: log().count("Opening the local socket failed") == 1, 10, 0.5), log()[-3000:])
+        that("RUNNING" in runtime.ctr("task", "ls").stdout and "panicked" not in log(), log()[-3000:])
+
+
 # What a container has that nobody asked anything else for.
 USUAL = ["CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL",
          "AUDIT_WRITE"]
@@ -240,4 +265,4 @@ def an_agent_without_privileges_works_on_a_read_only_root(of):
 
 
 ALL = [the_image_is_imported_under_the_name_that_a_kubelet_asks_for, an_agent_of_the_image_works_with_the_programs_of_the_image,
-       the_minimal_image_does_its_work_on_a_host_with_nftables, an_agent_without_privileges_works_on_a_read_only_root]
+       the_minimal_image_does_its_work_on_a_host_with_nftables, a_privileged_agent_works_on_a_read_only_root_with_the_mounts_of_k0s_alone, an_agent_without_privileges_works_on_a_read_only_root]

@@ -102,7 +102,7 @@ def an_older_program_for_another_processor_is_in_no_release(of):
     crate = f"/slab-{of.version}/src/lib.rs, off".encode()
     with open(older, "wb") as handle:
         handle.write(head + crate + b"0.0.0")
-    that(not release.has(head + crate + b"0.0.0", of.version) and release.has(head + crate + of.version.encode() + b"sluice_firewall/audit", of.version), "the reading of bytes")
+    that(not release.has(head + crate + b"0.0.0", of.version) and release.has(head + crate + f" version {of.version}, built on ".encode(), of.version), "the reading of bytes")
     done = subprocess.run([f"{own.TREE}/scripts/release", "--dry", "--binary", of.binary, "--binary", older, "--output", folder], capture_output=True, text=True)
     that(done.returncode == 1 and f"{older} is not of version" in done.stderr and not os.listdir(folder), said(done))
 

@@ -189,7 +189,7 @@ address = "{state}/socket"
 
     def shell(self, command):
         """What a command of the documentation prints where an administrator types it."""
-        env = {"PATH": f"{os.path.dirname(self.cluster['programs']['kubectl'])}:{os.environ['PATH']}", "KUBECONFIG": self.cluster["kubeconfig"]}
+        env = {"PATH": f"{os.path.dirname(self.cluster['programs']['kubectl'])}:{os.environ['PATH']}", "KUBECONFIG": self.cluster["kubeconfig"], "HOME": self.folder}
         return own.run("timeout", "600", "sh", "-ec", command, env=env)
 
     def get(self, *words):

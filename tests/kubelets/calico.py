@@ -5,7 +5,7 @@ for each pod without a bridge), the API has its objects that the page asks for, 
 """
 import json
 
-from labkit import net
+from labkit import cluster, net
 
 import newcomer
 from moves import PLUGINS, Move
@@ -28,6 +28,12 @@ def definition(kind, plural):
     return {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": f"{plural}.{GROUP}"}, "spec": {
         "group": GROUP, "scope": "Cluster", "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
         "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}]}}
+
+
+def unavailable(bed, i):
+    """Whether a Node says that it has no network, which keeps pods from it."""
+    conditions = bed.get("node", f"node{i}")["status"]["conditions"]
+    return any(one["type"] == "NetworkUnavailable" and one["status"] == "True" for one in conditions)
 
 
 class FromCalico(Move):
@@ -78,6 +84,7 @@ class FromCalico(Move):
         ranges = bed.kubectl("get", "nodes", "-o", "custom-columns=NAME:.metadata.name,RANGES:.spec.podCIDRs")
         pools = bed.kubectl("get", f"ippools.{GROUP}", "-o", "yaml")
         that(all(f"node{i}" in ranges for i in self.nodes(bed)) and "10.244." in ranges and POOL in pools, ranges, pools)
+        bed.kubectl("apply", "-f", f"{cluster.INSTALLED}/kube-router-node-status.yaml")
         super().agents_start_beside_it(bed)
 
     def node_after_node_gets_our_network(self, bed):
@@ -85,12 +92,14 @@ class FromCalico(Move):
 
         def commands(i):
             bed.kubectl("label", "node", f"node{i}", "sluice=yes")
+            self.its_program_ends(bed, i)
             bed.on(i, f"rm {CONF} {KUBECONFIG}")
             bed.reboot(i)  # behind which the DaemonSet's pod is made anew, too
             self.has_calico.discard(i)
             for j in self.has_calico:  # as BIRD does
                 bed.on(j, f"ip route delete {block(i)}")
             bed.wait("the agent is ready", lambda: any(pod["spec"]["nodeName"] == f"node{i}" for pod in ready_pods(bed, *AGENTS)))
+            bed.wait("its network counts as there", lambda: not unavailable(bed, i), 300)
             bed.wait("its routes are there", lambda: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 300)
             that("cali" not in bed.on(i, "iptables-save; ipset list -n"), "a reboot left something of Calico's")
             listed = bed.kubectl("get", f"blockaffinities.{GROUP}", "--no-headers", "-o", "custom-columns=NODE:.spec.node,RANGE:.spec.cidr")
@@ -99,6 +108,11 @@ class FromCalico(Move):
                     bed.on(i, f"ip route add {range_of} via {self.address(bed, int(name.removeprefix('node')))}")
             self.ask_for_ever(bed, i)
         self.each_node(bed, commands, self.network, "kube-bridge")
+
+    def its_program_ends(self, bed, i):
+        """What calico-node does last: its Node has no network, as far as the scheduler knows."""
+        condition = {"type": "NetworkUnavailable", "status": "True", "reason": "CalicoIsDown", "message": "Calico is shutting down on this node"}
+        bed.kubectl("patch", "node", f"node{i}", "--subresource=status", "--type=strategic", "-p", json.dumps({"status": {"conditions": [condition]}}))
 
     def calico_goes(self, bed):
         bed.kubectl("delete", "crd", f"ippools.{GROUP}", f"blockaffinities.{GROUP}")

@@ -31,7 +31,7 @@ KUBE_PROXYS = ("for p in iptables ip6tables; do for f in nft legacy; do $p-$f-sa
 SERVED = {"iptables": "iptables-save -t nat | grep -- '-A KUBE-SERVICES -d {address}/32'; true", "nftables": "nft list map ip kube-proxy service-ips 2>/dev/null | grep -F '{address} '; true",
           "ipvs": "ip -4 -o addr show dev kube-ipvs0 2>/dev/null | grep -F ' {address}/32'; true"}
 GRACE = 10
-# For how many seconds behind its start kube-proxy may make requests fail in its mode nftables, in which it empties IPVS first.
+# For how many seconds after its first rules kube-proxy may make requests fail in its mode nftables, in which it empties IPVS first: it writes one Service after the other.
 STARTS = 30
 # How fast pods are probed and asked, by the place of the nodes: all of a guest's have one emulated processor. Seconds.
 PACE = {"native": {"probe": {"periodSeconds": 1}, "more pods": 2, "patience": 5, "pause": 0.2},
@@ -268,20 +268,22 @@ class Move:
         """While agents serve. In its mode nftables it empties IPVS when it starts: requests of its first seconds may fail, and no later ones."""
         self.start_asking(bed)
         bed.kube_proxy(True)
+        spans = {}
         for i in self.nodes(bed):
             bed.wait(f"kube-proxy of node {i} serves", lambda i=i: bed.on(i, SERVED[bed.proxy_mode].format(address=web_address(bed))).strip(), 300)
-        spans = {}
-        if bed.proxy_mode == "nftables":
-            spans = {i: self.while_kube_proxy_starts(bed, i) for i in self.nodes(bed)}
-            time.sleep(STARTS)  # so that some are asked behind it
+            if bed.proxy_mode == "nftables":
+                spans[i] = self.while_kube_proxy_starts(bed, i)
+        if spans:
+            time.sleep(2 * STARTS)  # so that some are asked behind it
         late = beyond(self.end_asking(bed), {(i, who): span for i, span in spans.items() for who in ("host", "pod")})
         that(not any(late.values()), "failed:", late, "and might have in", spans)
         self.no_request_failed(bed, spans)
 
     def while_kube_proxy_starts(self, bed, i):
-        """Between which times requests of a node began that its start may have met: the first one that was on its way, and the last one."""
-        started = f"$(stat -c %Y {net.RUN}/n{i}/kube-proxy.pid)"
-        return bed.on(i, f"for n in -{asks.PATIENCE} {STARTS}; do date -d @$(({started} + n)) +%FT%T; done").split()
+        """Between which times requests of a node began that its start may have met: the first one that was on its way, and some behind the moment, which is this
+        one, at which it serves."""
+        first = f"$(($(stat -c %Y {net.RUN}/n{i}/kube-proxy.pid) - {asks.PATIENCE}))"
+        return bed.on(i, f"for at in {first} $(($(date +%s) + {STARTS})); do date -d @$at +%FT%T; done").split()
 
     def each_node(self, bed, commands, former, later):
         """Pods leave a node, its network is another one, and pods come back. That of the DaemonSet stays until the commands make it anew."""

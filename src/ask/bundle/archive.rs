@@ -27,7 +27,7 @@ enum Place {
     StandardOutput,
     /// The file gets its name at the end.
     File {
-        /// Its name until then: of this process alone, so that two that write one file do not take each other's.
+        /// Its name until then, or at the very end; that is of this process alone, so that two that write one file do not take each other's.
         aside: Aside,
         has_name: bool,
         name: PathBuf,
@@ -60,27 +60,19 @@ impl Archive {
         let (out, file, place): (Box<dyn Write>, _, _) = if path == Path::new("-") {
             (Box::new(io::stdout()), None, Place::StandardOutput)
         } else {
-            let mut aside = path.as_os_str().to_owned();
-            aside.push(format!(".{}.new", std::process::id()));
-            let aside = PathBuf::from(aside);
             let cannot = || format!("{} cannot be written", path.display());
             // Whoever renames replaces a name, also that of a device or a link.
             if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
                 let why = "it is there and no regular file; - is standard output";
                 return Err(anyhow::anyhow!(why)).with_context(cannot);
             }
-            match fs::remove_file(&aside) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(cannot),
-                _ => {}
-            }
-            let (file, has_name) = match unnamed(path) {
-                Ok(file) => (file, false),
-                Err(_) => {
-                    let named = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
-                    (named.with_context(cannot)?, true)
+            let (file, place) = match unnamed(path) {
+                Ok(file) => {
+                    let aside = beside(path, &format!(".{}.new", std::process::id()));
+                    (file, Place::File { aside: Aside(aside), has_name: false, name: path.to_owned() })
                 }
+                Err(_) => named(path).with_context(cannot)?,
             };
-            let place = Place::File { aside: Aside(aside), has_name, name: path.to_owned() };
             (Box::new(file.try_clone().with_context(cannot)?), Some(file), place)
         };
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -137,6 +129,23 @@ fn unnamed(path: &Path) -> io::Result<File> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = openat(CWD, folder, OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?;
     Ok(File::from(file))
+}
+
+/// A file that has a name from the beginning, which the next run takes over from one that was killed.
+fn named(path: &Path) -> io::Result<(File, Place)> {
+    let aside = beside(path, ".new");
+    match fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+    Ok((file, Place::File { aside: Aside(aside), has_name: true, name: path.to_owned() }))
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
 }
 
 impl Write for Counted {

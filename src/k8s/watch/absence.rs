@@ -12,7 +12,7 @@
 //!   may have put something in force; meanwhile nobody waits for the kind.
 //! - *403*: a server refuses what its rules of RBAC do not allow, whether it is there or not. Discovery, which everybody may
 //!   read, tells. Where it is there it is an outage like others, but nobody waits for it either: what needs the other
-//!   kinds goes on, with what was known of this one, and the right is asked for ever more rarely, in the end every hour. Nobody waits either
+//!   kinds goes on, with what was known of this one, and it is asked for ever more rarely, in the end every ten minutes. Nobody waits either
 //!   where its first list fails in another way for some time.
 
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ pub struct Absence {
     /// Presence of the resource as reported last.
     told: Option<bool>,
     found: Failures,
+    /// How often it was refused although it is there.
+    refused: Failures,
 }
 
 impl Absence {
@@ -69,7 +71,8 @@ impl<K: ApiObject> Follower<K> {
                 self.begin_outage(Cause::of_status(refusal.code), &refusal.to_string()).await?;
                 self.withhold().await?;
                 // Who has not the right may never get it, and each refusal is a line of the server's audit log.
-                self.wait_long(self.common.timing.last_refused).await
+                let delay = self.absence.refused.delay(&self.long_pace(self.common.timing.last_refused));
+                self.wait_long(delay).await
             }
             Err(failure) => {
                 let (cause, reason) = match failure {
@@ -100,7 +103,9 @@ impl<K: ApiObject> Follower<K> {
         let absence = std::mem::take(&mut self.absence);
         self.end_outage();
         self.absence = absence;
-        self.wait_long(self.common.timing.last_look).await
+        self.absence.refused.end();
+        let delay = self.absence.found.delay(&self.long_pace(self.common.timing.last_look));
+        self.wait_long(delay).await
     }
 
     /// Tells that nobody is to wait for this kind, once.
@@ -123,10 +128,13 @@ impl<K: ApiObject> Follower<K> {
         self.withhold().await
     }
 
-    async fn wait_long(&mut self, last: Duration) -> Result<(), Gone> {
-        let pace = Timing { first: self.common.timing.first_look, last, ..self.common.timing };
+    fn long_pace(&self, last: Duration) -> Timing {
+        Timing { first: self.common.timing.first_look, last, ..self.common.timing }
+    }
+
+    async fn wait_long(&mut self, delay: Duration) -> Result<(), Gone> {
         tokio::select! {
-            () = sleep(self.absence.found.delay(&pace)) => Ok(()),
+            () = sleep(delay) => Ok(()),
             () = self.common.out.closed() => Err(Gone),
         }
     }

@@ -55,7 +55,7 @@ impl Default for Timing {
             spread: Duration::from_secs(3),
             first_look: Duration::from_secs(10),
             last_look: Duration::from_secs(120),
-            last_refused: Duration::from_secs(3600),
+            last_refused: Duration::from_secs(600),
             gone: Duration::from_secs(30),
         }
     }

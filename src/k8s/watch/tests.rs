@@ -27,7 +27,7 @@ const TIMING: Timing = Timing {
     spread: Duration::from_millis(10),
     first_look: Duration::from_millis(5),
     last_look: Duration::from_millis(40),
-    last_refused: Duration::from_millis(40),
+    last_refused: Duration::from_millis(80),
     gone: Duration::from_secs(2),
 };
 

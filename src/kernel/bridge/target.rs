@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::Bridge;
 use crate::kernel::link::LinkName;
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket, flag};
-use crate::kernel::{Cause, Error};
+use crate::kernel::{Cause, Error, module};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
 /// One bridge, by its name.
@@ -102,7 +102,7 @@ impl Bridges {
                 "delete bridge"
             }
         };
-        let failed = |cause: Cause| Error::new(operation, step.key.to_string(), cause);
+        let failed = |cause: Cause| module::named_in(Error::new(operation, step.key.to_string(), cause), BRIDGE);
         match self.socket.batch(&mut message) {
             Ok(refusals) => refusals.into_iter().next().map_or(Ok(()), |refusal| Err(failed(refusal.into())))?,
             Err(fault) => return Err(failed(fault.into())),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::Tunnel;
 use crate::kernel::link::LinkName;
 use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket, flag};
-use crate::kernel::{Error, address};
+use crate::kernel::{Error, address, module};
 use crate::net::Family;
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -93,7 +93,9 @@ impl Tunnels {
             (Some(_), None) => ("delete tunnel", self.send(delete(name)).or_else(already_gone)),
             (None, None) => return Ok(()),
         };
-        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))?;
+        let family = step.want.or(step.have).map_or(Family::V4, |tunnel| Family::from(tunnel.local));
+        result
+            .map_err(|fault| module::named_in(Error::new(operation, name.to_string(), fault.into()), kind(family)))?;
         self.compares_mtu = step.want.map_or(self.compares_mtu, |want| want.mtu.is_some());
         Ok(())
     }

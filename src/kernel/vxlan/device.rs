@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::Vxlan;
 use crate::kernel::link::LinkName;
 use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket, flag};
-use crate::kernel::{Error, address};
+use crate::kernel::{Error, address, module};
 use crate::net::LinkAddress;
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -71,7 +71,7 @@ impl Devices {
             (Some(_), None) => ("delete device", self.send(delete(name)).or_else(already_gone)),
             (None, None) => return Ok(()),
         };
-        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))?;
+        result.map_err(|fault| module::named_in(Error::new(operation, name.to_string(), fault.into()), KIND))?;
         self.compares_mtu = step.want.map_or(self.compares_mtu, |want| want.mtu.is_some());
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::Wireguard;
 use super::wire::{self, FAMILY, Head};
 use crate::kernel::link::LinkName;
 use crate::kernel::netlink::{Answer, Bus, Fault, GenericSocket, Messages, Socket, flag};
-use crate::kernel::{Error, address, sysctl};
+use crate::kernel::{Error, address, module, sysctl};
 use crate::net::{PublicKey, Secret};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -140,7 +140,7 @@ impl Devices {
             (Some(_), None) => ("delete device", self.delete(name)),
             (None, None) => return Ok(()),
         };
-        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))?;
+        result.map_err(|fault| module::named_in(Error::new(operation, name.to_string(), fault.into()), KIND))?;
         self.compares_mtu = step.want.map_or(self.compares_mtu, |want| want.mtu.is_some());
         Ok(())
     }

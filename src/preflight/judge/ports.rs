@@ -19,6 +19,8 @@ struct Port {
     flag: &'static str,
     transport: Transport,
     at: SocketAddr,
+    /// It stands for the addresses of this node alone.
+    is_of_node: bool,
     level: Level,
     why: &'static str,
 }
@@ -28,8 +30,17 @@ impl Port {
     fn meets(&self, (transport, at): &(Transport, SocketAddr)) -> bool {
         let covers = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
         let (ours, theirs) = (self.at.ip().to_canonical(), at.ip());
+        // A speaker listens at addresses of its node, which are never those.
+        let is_elsewhere = self.is_of_node && theirs.is_loopback();
         (*transport, at.port()) == (self.transport, self.at.port())
+            && !is_elsewhere
             && (ours == theirs || covers(ours, theirs) || covers(theirs, ours))
+    }
+
+    /// How bad a listener there is: one of all addresses of IPv6 may or may not have those of IPv4 too.
+    fn level_of(&self, (_, at): &(Transport, SocketAddr)) -> Level {
+        let is_unsure = at.ip() == EVERYWHERE && self.at.ip().to_canonical().is_ipv4();
+        if is_unsure { self.level.min(Level::Degraded) } else { self.level }
     }
 
     fn text(&self) -> String {
@@ -42,17 +53,22 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let ports = ports(facts, config);
     let mut findings: Vec<Finding> = ports.iter().filter_map(|port| of_no_address(port, facts)).collect();
     let all: Vec<&Port> = ports.iter().collect();
-    let listens = |port: &&Port| facts.network.listening.iter().any(|one| port.meets(one));
-    let is_of_agent = |port: &&Port| match &facts.network.of_agent {
-        Some(its) => its.iter().any(|one| port.meets(one)),
+    let is_of_agent = |one: &(Transport, SocketAddr)| match &facts.network.of_agent {
+        Some(its) => its.contains(one),
         // Of which process a port is, is not seen from here.
         None => facts.process.agent_answers,
     };
-    let (of_agent, taken): (Vec<&Port>, Vec<&Port>) = ports.iter().filter(listens).partition(is_of_agent);
+    let (mut of_agent, mut taken) = (Vec::new(), Vec::new());
+    for port in &ports {
+        let met = facts.network.listening.iter().filter(|one| port.meets(one));
+        let (its, others): (Vec<_>, Vec<_>) = met.partition(|one| is_of_agent(one));
+        taken.extend(others.into_iter().map(|one| port.level_of(one)).max().map(|level| of_others(port, level)));
+        of_agent.extend((!its.is_empty()).then_some(port));
+    }
     if taken.is_empty() {
         findings.push(Finding::ok("ports", untaken(facts, &all, &of_agent)));
     }
-    findings.extend(taken.into_iter().map(of_others));
+    findings.extend(taken);
     findings
 }
 
@@ -68,20 +84,21 @@ fn untaken(facts: &Facts, all: &[&Port], of_agent: &[&Port]) -> String {
     }
 }
 
-fn of_others(port: &Port) -> Finding {
+fn of_others(port: &Port, level: Level) -> Finding {
     let what = format!("another program listens on port {} ({})", port.text(), port.flag);
     let todo = match port.flag.starts_with("--enable") {
         true => format!("end that program (ss -lnp names it), or start without {}", port.flag),
         false => format!("end that program (ss -lnp names it), or choose another port by {}", port.flag),
     };
-    Finding::bad(port.level, "ports", [what, port.why.to_owned(), todo])
+    Finding::bad(level, "ports", [what, port.why.to_owned(), todo])
 }
 
 /// A listener's address that this host has not, where the kernel lets nobody bind to it.
 fn of_no_address(port: &Port, facts: &Facts) -> Option<Finding> {
-    let address = port.at.ip();
+    let address = port.at.ip().to_canonical();
     let is_there = address.is_unspecified() || address.is_loopback() || is_of_host(facts, address);
-    if is_there || *facts.network.binds_elsewhere.of(Family::from(address)) {
+    // Addresses that could not be read are a finding of their own.
+    if is_there || !facts.network.unread.is_empty() || *facts.network.binds_elsewhere.of(Family::from(address)) {
         return None;
     }
     let flag = port.flag.replace("-port", if port.flag.contains("admin") { "-address" } else { "-addr" });
@@ -91,14 +108,15 @@ fn of_no_address(port: &Port, facts: &Facts) -> Option<Finding> {
 }
 
 fn ports(facts: &Facts, config: &Config) -> Vec<Port> {
-    let tcp = |flag, at, level, why| Port { flag, transport: Transport::Tcp, at, level, why };
+    let tcp = |flag, at, level, why| Port { flag, transport: Transport::Tcp, at, is_of_node: false, level, why };
     let ends = "the agent ends at its start where it cannot listen there";
     let mut ports = Vec::new();
     ports.extend(config.observe.health.map(|at| tcp("--health-port", at, Level::Fatal, ends)));
     ports.extend(config.observe.metrics.as_ref().map(|one| tcp("--metrics-port", one.address, Level::Fatal, ends)));
     if let Some(router) = &config.router {
         let why = "neighbours that connect to this node reach another BGP speaker; the agent goes on trying";
-        ports.push(tcp("--bgp-port", SocketAddr::new(EVERYWHERE, router.port), Level::Degraded, why));
+        let speaker = tcp("--bgp-port", SocketAddr::new(EVERYWHERE, router.port), Level::Degraded, why);
+        ports.push(Port { is_of_node: true, ..speaker });
         let why = "clients of gobgp reach another program; the agent goes on trying";
         ports.extend(router.admin.iter().map(|at| tcp("--gobgp-admin-port", *at, Level::Degraded, why)));
         ports.extend(overlay_ports(facts, router));
@@ -115,6 +133,7 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
         flag,
         transport: Transport::Udp,
         at: SocketAddr::new(EVERYWHERE, port),
+        is_of_node: false,
         level: Level::Degraded,
         why,
     };
@@ -143,6 +162,7 @@ fn bfd_ports(router: &RouterConfig) -> Vec<Port> {
         flag,
         transport: Transport::Udp,
         at: SocketAddr::new(EVERYWHERE, path.port()),
+        is_of_node: true,
         level: Level::Degraded,
         why: "packets of BFD arrive there: its sessions with neighbours stay down, and BGP goes on without; the agent goes on trying",
     };

@@ -17,13 +17,30 @@ fn a_listener_is_in_the_way_at_its_own_address_alone() {
     for elsewhere in ["127.0.0.1:9100", "[2001:db8::1]:9100", "192.0.2.1:9101"] {
         check_ok(&words, taken(elsewhere), "nobody listens on 20244, 192.0.2.1:9100");
     }
-    for there in ["192.0.2.1:9100", "0.0.0.0:9100", "[::]:9100"] {
+    for there in ["192.0.2.1:9100", "0.0.0.0:9100"] {
         check(&words, taken(there), Level::Fatal, &["port 192.0.2.1:9100 (--metrics-port)"]);
     }
+    // That one may have IPv6 alone.
+    check(&words, taken("[::]:9100"), Level::Degraded, &["port 192.0.2.1:9100 (--metrics-port)"]);
     // All addresses of both families are listened on by default.
     for there in ["127.0.0.1:20244", "0.0.0.0:20244", "[fe80::1]:20244"] {
         check(&[], taken(there), Level::Fatal, &["port 20244 (--health-port)"]);
     }
+    // The speaker listens at the node's addresses.
+    check_ok(&[], taken("127.0.0.1:179"), "nobody listens on");
+    check(&[], taken("192.0.2.7:179"), Level::Degraded, &["port 179 (--bgp-port)"]);
+}
+
+#[test]
+fn another_listener_beside_the_agents_own_is_in_the_way() {
+    let both = |facts: &mut Facts| {
+        let [its, others] =
+            ["192.0.2.1:9100", "127.0.0.1:9100"].map(|at| (Transport::Tcp, at.parse().expect("an address")));
+        facts.network.listening.extend([its, others]);
+        facts.process.agent_answers = true;
+        facts.network.of_agent = Some([its].into());
+    };
+    check(&["--metrics-port=9100"], both, Level::Fatal, &["port 9100 (--metrics-port)"]);
 }
 
 #[test]
@@ -34,7 +51,7 @@ fn an_address_that_the_host_has_not_ends_the_agent_unless_the_kernel_lets_it_be_
         let may_be_bound = |facts: &mut Facts| facts.network.binds_elsewhere = PerFamily { v4: true, v6: true };
         check_ok(&[&typed], may_be_bound, "nobody listens on");
     }
-    for there in ["192.0.2.1", "127.0.0.1", "127.0.0.53", "::1", "0.0.0.0"] {
+    for there in ["192.0.2.1", "127.0.0.1", "127.0.0.53", "::1", "0.0.0.0", "::ffff:192.0.2.1", "::ffff:127.0.0.1"] {
         check_ok(&[&format!("--health-addr={there}")], |_| {}, "nobody listens on");
     }
     let admin = ["--gobgp-admin-address=192.0.2.99", "--gobgp-admin-port=50051"];

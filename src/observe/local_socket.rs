@@ -4,11 +4,36 @@
 //! connect(2) would wait, so it is asked not to. proc(5): `/proc/net/unix`, `/proc/PID/fd`.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
-use std::path::Path;
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+/// Returns a name for a socket that is to have this one: of this call alone, in the same folder, and no longer than any other, because names of sockets are
+/// bounded. The kernel goes on listing a socket by the name that it was bound to ([`sockets_of_listener`]).
+pub fn aside(path: &Path) -> PathBuf {
+    path.with_extension(format!("{:04x}", RandomState::new().hash_one(path) & 0xffff))
+}
+
+/// Returns whether a socket of this name is one that is to have another name, or has it by now.
+fn is_aside(name: &Path, path: &Path) -> bool {
+    let is_number = |text: &OsStr| text.len() == 4 && text.as_bytes().iter().all(u8::is_ascii_hexdigit);
+    name.parent() == path.parent() && name.file_stem() == path.file_stem() && name.extension().is_some_and(is_number)
+}
+
+/// Removes names beside this one that runs have left which were killed before they gave their sockets their own.
+pub fn remove_left_asides(path: &Path) {
+    let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok());
+    let names = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    for name in names.filter(|name| is_aside(name, path) && !is_listened_on(name)) {
+        // It is in nobody's way.
+        let _ = fs::remove_file(name);
+    }
+}
 
 /// Returns whether somebody listens there. A name that an earlier process left behind is nobody.
 pub fn is_listened_on(path: &Path) -> bool {
@@ -46,7 +71,8 @@ fn listening(line: &str, path: &Path) -> Option<u64> {
         rest = behind;
     }
     let (flags, inode) = (words.get(3)?, words.get(6)?);
-    (*flags == "00010000" && Path::new(rest) == path).then(|| inode.parse().ok())?
+    let name = Path::new(rest);
+    (*flags == "00010000" && (name == path || is_aside(name, path))).then(|| inode.parse().ok())?
 }
 
 /// The inode in `socket:[23456]`.
@@ -104,11 +130,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_killed_run_has_left_beside_a_name_goes_and_nothing_else() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("sluice.sock");
+        let [left, listened, other, of_other] =
+            ["sluice.1a2b", "sluice.00ff", "sluice.conf", "cni.1a2b"].map(|name| directory.path().join(name));
+        drop(UnixListener::bind(&left).expect("writable"));
+        let _listener = UnixListener::bind(&listened).expect("writable");
+        for name in [&other, &of_other] {
+            fs::write(name, "").expect("writable");
+        }
+        remove_left_asides(&path);
+        assert_eq!([&left, &listened, &other, &of_other].map(|name| name.exists()), [false, true, true, true]);
+    }
+
+    #[test]
     fn the_ports_of_a_listener_are_found_by_its_sockets() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("a.sock");
         assert_eq!(sockets_of_listener(&path), BTreeSet::new());
-        let _listener = UnixListener::bind(&path).expect("writable");
+        // As the program gets its name.
+        let _listener = UnixListener::bind(aside(&path)).expect("writable");
         let port = TcpListener::bind("127.0.0.1:0").expect("a port");
         let own = rustix::fs::fstat(port.as_fd()).expect("it is open").st_ino;
         assert!(sockets_of_listener(&path).contains(&own), "it is of the same process");
