@@ -71,7 +71,7 @@ pub fn spawn(service: Service, places: Vec<Place>, ports: Ports) {
 
 enum Listener {
     Port(TcpListener),
-    Socket(UnixListener, local::Name),
+    Socket(UnixListener),
 }
 
 enum Accepted {
@@ -80,14 +80,12 @@ enum Accepted {
 }
 
 impl Place {
-    async fn bind(&self) -> Result<Listener, String> {
+    /// Returns the listener, and its name where others may take it.
+    async fn bind(&self) -> io::Result<(Listener, Option<local::Name>)> {
         match self {
-            Place::Port(address) => {
-                TcpListener::bind(address).await.map(Listener::Port).map_err(|error| error.to_string())
-            }
+            Place::Port(address) => TcpListener::bind(address).await.map(|listener| (Listener::Port(listener), None)),
             Place::Socket(path) => {
-                let bound = local::bind_named(path).map(|(listener, name)| Listener::Socket(listener, name));
-                bound.map_err(|error| error.to_string())
+                local::bind_named(path).map(|(listener, name)| (Listener::Socket(listener), Some(name)))
             }
         }
     }
@@ -104,7 +102,7 @@ impl Listener {
     async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Listener::Port(listener) => listener.accept().await.map(|(stream, from)| Accepted::Port(stream, from)),
-            Listener::Socket(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Socket(stream)),
+            Listener::Socket(listener) => listener.accept().await.map(|(stream, _)| Accepted::Socket(stream)),
         }
     }
 }
@@ -113,15 +111,17 @@ async fn listen(place: Place, service: Service, ports: Ports) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let places = Places::default();
     loop {
-        let listener = opened(&place).await;
+        let (listener, name) = opened(&place).await;
         let limits = (&connections, &places, ports);
-        let Listener::Socket(_, name) = &listener else {
+        let Some(name) = name else {
             return accept(&listener, &place, &service, limits).await;
         };
         tokio::select! {
             () = accept(&listener, &place, &service, limits) => return,
             () = name.lost() => {}
         }
+        // Before others are looked for, of whom it would be taken for one.
+        drop(listener);
         warn!(place = %place.text(), "gobgp API socket is gone from its path; opening it again when nobody else listens there");
         while name.is_taken() {
             tokio::time::sleep(local::LOOK).await;
@@ -129,15 +129,15 @@ async fn listen(place: Place, service: Service, ports: Ports) {
     }
 }
 
-async fn opened(place: &Place) -> Listener {
+async fn opened(place: &Place) -> (Listener, Option<local::Name>) {
     let mut has_failed = false;
     loop {
         match place.bind().await {
-            Ok(listener) => {
+            Ok(opened) => {
                 if has_failed {
                     info!(place = %place.text(), "gobgp API listening");
                 }
-                return listener;
+                return opened;
             }
             Err(reason) if !std::mem::replace(&mut has_failed, true) => {
                 error!(place = %place.text(), %reason, "gobgp API listen failed; retrying");

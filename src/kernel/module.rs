@@ -186,11 +186,11 @@ pub fn remedy(name: &str) -> String {
 /// kinds by itself, so that nobody has tried to load it before.
 pub fn named_in(mut error: Error, kind: &'static str) -> Error {
     const UNKNOWN: &str = "Unknown device type";
-    let is_added = error.operation.starts_with("add ");
+    let module = if kind == "ip6tnl" { "ip6_tunnel" } else { kind };
+    let is_made = ["add ", "replace "].iter().any(|word| error.operation.starts_with(word));
     let Cause::Errno(Errno::OPNOTSUPP, text) = &mut error.cause else { return error };
     // Older kernels say nothing.
-    if is_added && text.as_deref().is_none_or(|text| text == UNKNOWN) {
-        let module = if kind == "ip6tnl" { "ip6_tunnel" } else { kind };
+    if is_made && text.as_deref().is_none_or(|text| text == UNKNOWN) && !is_present(module) {
         *text = Some(format!(
             "the kernel does not know devices of the type {kind}, of module {module}; {}",
             remedy(module)
@@ -229,12 +229,17 @@ mod tests {
     fn a_device_whose_kind_the_kernel_does_not_know_names_its_module_and_where_to_get_it() {
         let failed = |operation, errno, text: Option<&str>| {
             let cause = Cause::Errno(errno, text.map(str::to_owned));
-            named_in(Error::new(operation, "sluice-tun", cause), "ip6tnl").to_string()
+            named_in(Error::new(operation, "sluice-tun", cause), "nosuchkind").to_string()
         };
-        for said in [Some("Unknown device type"), None] {
-            let text = failed("add tunnel", Errno::OPNOTSUPP, said);
-            assert!(text.contains("devices of the type ip6tnl, of module ip6_tunnel; "), "{text}");
-            assert!(text.len() > text.find("ip6_tunnel; ").expect("it is there") + 30, "where to get it: {text}");
+        for (operation, said) in
+            [("add tunnel", Some("Unknown device type")), ("add tunnel", None), ("replace tunnel", None)]
+        {
+            let text = failed(operation, Errno::OPNOTSUPP, said);
+            assert!(text.contains("devices of the type nosuchkind, of module nosuchkind; "), "{text}");
+            assert!(
+                text.len() > text.find("module nosuchkind; ").expect("it is there") + 40,
+                "where to get it: {text}"
+            );
         }
         for (operation, errno, said) in [
             ("change tunnel", Errno::OPNOTSUPP, None),

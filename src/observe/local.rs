@@ -75,9 +75,10 @@ pub fn bind_named(path: &Path) -> io::Result<(UnixListener, Name)> {
     let listener = UnixListener::bind(&aside).map_err(|error| told(error, path))?;
     std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
     // Before others can take the name, whose socket it would be taken for.
-    let name = Name { path: path.to_owned(), bound: file_at(&aside) };
+    let bound = file_at(&aside);
     std::fs::rename(&aside, path)?;
-    Ok((listener, name))
+    let bound = bound.filter(|_| file_at(path) == bound);
+    Ok((listener, Name { path: path.to_owned(), bound }))
 }
 
 /// Says of a directory that was deleted where it is mounted from what mends it: it is never there again in this mount.
@@ -96,6 +97,7 @@ fn told(error: io::Error, path: &Path) -> io::Error {
 /// The name of a socket that somebody listens on.
 pub struct Name {
     path: PathBuf,
+    /// `None` where another program took the name at once, or files have other identities under other names: then whoever listens there has it.
     bound: Option<File>,
 }
 
@@ -105,7 +107,12 @@ type File = (u64, u64, (i64, i64));
 impl Name {
     /// Waits until the path leads to another file or to none: nobody can reach the socket by it any more.
     pub async fn lost(&self) {
-        while self.bound.is_some() && file_at(&self.path) == self.bound {
+        let is_there = || match self.bound {
+            Some(_) => file_at(&self.path) == self.bound,
+            None => self.is_taken(),
+        };
+        tokio::time::sleep(LOOK).await;
+        while is_there() {
             tokio::time::sleep(LOOK).await;
         }
     }

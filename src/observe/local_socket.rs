@@ -8,7 +8,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -25,11 +27,21 @@ fn is_aside(name: &Path, path: &Path) -> bool {
     name.parent() == path.parent() && name.file_stem() == path.file_stem() && name.extension().is_some_and(is_number)
 }
 
+/// Age from which a socket without a listener is one that was left.
+const OLD: Duration = Duration::from_secs(10);
+
 /// Removes names beside this one that runs have left which were killed before they gave their sockets their own.
 pub fn remove_left_asides(path: &Path) {
     let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok());
     let names = entries.into_iter().flatten().flatten().map(|entry| entry.path());
-    for name in names.filter(|name| is_aside(name, path) && !is_listened_on(name)) {
+    // Who binds one listens a moment later.
+    let is_old_socket = |name: &PathBuf| {
+        fs::symlink_metadata(name).is_ok_and(|found| {
+            let age = found.modified().ok().and_then(|made| made.elapsed().ok());
+            found.file_type().is_socket() && age.is_some_and(|age| age >= OLD)
+        })
+    };
+    for name in names.filter(|name| is_aside(name, path) && is_old_socket(name) && !is_listened_on(name)) {
         // It is in nobody's way.
         let _ = fs::remove_file(name);
     }
@@ -86,6 +98,8 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixListener;
 
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
     use super::*;
 
     #[test]
@@ -133,15 +147,21 @@ mod tests {
     fn what_a_killed_run_has_left_beside_a_name_goes_and_nothing_else() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("sluice.sock");
-        let [left, listened, other, of_other] =
-            ["sluice.1a2b", "sluice.00ff", "sluice.conf", "cni.1a2b"].map(|name| directory.path().join(name));
-        drop(UnixListener::bind(&left).expect("writable"));
+        let names = ["sluice.1a2b", "sluice.00ff", "sluice.0a0a", "sluice.2024", "cni.1a2b"];
+        let [left, listened, young, no_socket, of_other] = names.map(|name| directory.path().join(name));
         let _listener = UnixListener::bind(&listened).expect("writable");
-        for name in [&other, &of_other] {
-            fs::write(name, "").expect("writable");
+        for name in [&left, &young, &of_other] {
+            drop(UnixListener::bind(name).expect("writable"));
+        }
+        fs::write(&no_socket, "a log that was rotated").expect("writable");
+        for name in [&left, &listened, &no_socket, &of_other] {
+            let long_ago = Timespec { tv_sec: 1, tv_nsec: 0 };
+            let times = Timestamps { last_access: long_ago, last_modification: long_ago };
+            utimensat(CWD, name, &times, AtFlags::empty()).expect("it is ours");
         }
         remove_left_asides(&path);
-        assert_eq!([&left, &listened, &other, &of_other].map(|name| name.exists()), [false, true, true, true]);
+        let there = [&left, &listened, &young, &no_socket, &of_other].map(|name| name.exists());
+        assert_eq!(there, [false, true, true, true, true]);
     }
 
     #[test]

@@ -365,13 +365,12 @@ def agents_have_nothing_to_complain_of(bed):
 
 def agents_have_never_ended(bed):
     """No container of an agent's pod has ended by itself, but for the boots of its node; the first ones have done what they are for; and the logs have nothing but what the
-    agent's log writes, as the words of a panic or of a refused start are not. A kubelet may end an agent of a starved machine, whose probes have no answer in time."""
+    agent's log writes, as the words of a panic or of a refused start are not. A kubelet may end an agent of a starved guest once, whose probes have no answer in time."""
     for pod in bed.get("pods", *AGENTS)["items"]:
         name, status, boots = pod["metadata"]["name"], pod["status"], bed.boots.get(pod["spec"]["nodeName"], 0)
         for one in [*status.get("initContainerStatuses", []), *status["containerStatuses"]]:
-            ended = one.get("lastState", {}).get("terminated", {})
-            if one["restartCount"] > boots and ended.get("exitCode") in ENDED_BY_KUBELET and ended.get("reason") != "OOMKilled":
-                own.say(f"  {name} was ended by its kubelet and started again {one['restartCount']} times")
+            if one["restartCount"] == boots + 1 and was_ended_by_its_kubelet(bed, name, one):
+                own.say(f"  {name} was ended by its kubelet, as its liveness probe had no answer in time, and started again")
                 continue
             that(one["restartCount"] <= boots, name, one["name"], "was started again:", json.dumps(one), "\n" + last_words(bed, pod, one["name"]))
         for one in status.get("initContainerStatuses", []):
@@ -379,6 +378,14 @@ def agents_have_never_ended(bed):
     for i in range(1, bed.nodes + 1):
         others = [line for line in logs_of_agents(bed, i) if not LOGGED.match(line)]
         that(not others, f"in the log of node {i}'s agent, and not written by its log:\n" + "\n".join(others[:40]))
+
+
+def was_ended_by_its_kubelet(bed, name, status):
+    """Because its liveness probe failed, and not by what it did itself or for want of memory."""
+    ended = status.get("lastState", {}).get("terminated", {})
+    events = bed.get("events", "-n", "kube-system", "--field-selector", f"involvedObject.name={name},reason=Killing")["items"]
+    is_liveness = any("failed liveness probe" in event.get("message", "") for event in events)
+    return bed.kind == "guest" and is_liveness and ended.get("exitCode") in ENDED_BY_KUBELET and ended.get("reason") != "OOMKilled"
 
 
 def last_words(bed, pod, name):

@@ -27,7 +27,7 @@ enum Place {
     StandardOutput,
     /// The file gets its name at the end.
     File {
-        /// Its name until then, or at the very end; that is of this process alone, so that two that write one file do not take each other's.
+        /// Its name until then, or at the very end: of this process alone, so that two that write one file do not take each other's.
         aside: Aside,
         has_name: bool,
         name: PathBuf,
@@ -131,13 +131,9 @@ fn unnamed(path: &Path) -> io::Result<File> {
     Ok(File::from(file))
 }
 
-/// A file that has a name from the beginning, which the next run takes over from one that was killed.
+/// A file that has a name from the beginning, which stays where its writer is killed.
 fn named(path: &Path) -> io::Result<(File, Place)> {
-    let aside = beside(path, ".new");
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    let aside = beside(path, &format!(".{}.new", std::process::id()));
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
     Ok((file, Place::File { aside: Aside(aside), has_name: true, name: path.to_owned() }))
 }
