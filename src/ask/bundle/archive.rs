@@ -66,13 +66,18 @@ impl Archive {
                 let why = "it is there and no regular file; - is standard output";
                 return Err(anyhow::anyhow!(why)).with_context(cannot);
             }
-            let (file, place) = match unnamed(path) {
-                Ok(file) => {
-                    let aside = beside(path, &format!(".{}.new", std::process::id()));
-                    (file, Place::File { aside: Aside(aside), has_name: false, name: path.to_owned() })
+            let mut aside = path.as_os_str().to_owned();
+            aside.push(format!(".{}.new", std::process::id()));
+            let aside = PathBuf::from(aside);
+            let (file, has_name) = match unnamed(path) {
+                Ok(file) => (file, false),
+                // This one stays where its writer is killed.
+                Err(_) => {
+                    let named = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
+                    (named.with_context(cannot)?, true)
                 }
-                Err(_) => named(path).with_context(cannot)?,
             };
+            let place = Place::File { aside: Aside(aside), has_name, name: path.to_owned() };
             (Box::new(file.try_clone().with_context(cannot)?), Some(file), place)
         };
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -129,19 +134,6 @@ fn unnamed(path: &Path) -> io::Result<File> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = openat(CWD, folder, OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?;
     Ok(File::from(file))
-}
-
-/// A file that has a name from the beginning, which stays where its writer is killed.
-fn named(path: &Path) -> io::Result<(File, Place)> {
-    let aside = beside(path, &format!(".{}.new", std::process::id()));
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    Ok((file, Place::File { aside: Aside(aside), has_name: true, name: path.to_owned() }))
-}
-
-fn beside(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(end);
-    PathBuf::from(name)
 }
 
 impl Write for Counted {
