@@ -4,8 +4,10 @@ The servers of `traffic` send every UDP message back that begins with `ECHO`.
 """
 import collections
 import errno
+import itertools
 import json
 import os
+import random
 import selectors
 import signal
 import socket
@@ -53,10 +55,11 @@ def bulk(namespace, address, port, size=100_000):
 class Stream:
     """A process in a namespace that sends every target a numbered packet each `pause` seconds, until `stop`.
 
-    What `stop` returns says how many were sent, and which of them never came back.
+    Each packet `anew` comes from a source port of its own, and so is the first one of a connection to what translates it. What `stop` returns says how many were sent,
+    and which of them never came back.
     """
 
-    def __init__(self, namespace, targets, pause=0.05):
+    def __init__(self, namespace, targets, pause=0.05, anew=False):
         result, report = os.pipe()
         self.pid = os.fork()
         if self.pid:
@@ -67,7 +70,7 @@ class Stream:
             os.close(result)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             enter(namespace)
-            outcome = flow(targets, pause)
+            outcome = flow(targets, pause, anew)
         except BaseException as error:
             outcome = {"sent": 0, "lost": 1, "lost_to": {}, "errors": {f"{type(error).__name__}: {error}": 1}}
         with os.fdopen(report, "w") as handle:
@@ -82,37 +85,56 @@ class Stream:
         return json.loads(text)
 
 
-def flow(targets, pause):
+def flow(targets, pause, anew):
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     selector, errors, sent = selectors.DefaultSelector(), collections.Counter(), 0
     missing = {}  # (address, number): when it was sent
-    for address, port in targets:
-        sock = connect(address, port, "udp")
-        sock.setblocking(False)
-        selector.register(sock, selectors.EVENT_READ, address)
+    # Ports of datagrams that nothing else takes by number; IPVS remembers each for five minutes.
+    ports = itertools.cycle(range(33000, 60000)) if anew else None
+    for _ in range(random.randrange(27000) if anew else 0):
+        next(ports)
+    lasting = [] if anew else [opened(selector, *target) for target in targets]
     began = due = time.monotonic()
     while not stopping:
-        for key in list(selector.get_map().values()):
+        for sock, address in [opened(selector, *target, ports) for target in targets] if anew else lasting:
             sent += 1
-            missing[key.data, sent] = time.monotonic() - began
-            attempt(lambda: key.fileobj.send(ECHO + b" %d" % sent), key.data, errors)
+            missing[address, sent] = time.monotonic() - began
+            attempt(lambda: sock.send(ECHO + b" %d" % sent), address, errors)
         due = max(due + pause, time.monotonic())
         while not stopping and (left := due - time.monotonic()) > 0:
-            collect(selector, left, missing, errors)
+            collect(selector, left, missing, errors, anew)
     last = time.monotonic() + 5
     while missing and time.monotonic() < last:
-        collect(selector, 0.2, missing, errors)
+        collect(selector, 0.2, missing, errors, anew)
     lost = [f"{address} after {at:.2f} s" for (address, _), at in missing.items()]
     lost_to = collections.Counter(address for address, _ in missing)
     return {"sent": sent, "lost": len(lost), "lost_to": dict(lost_to), "which": lost[:6] + lost[-2:], "errors": dict(errors)}
 
 
-def collect(selector, seconds, missing, errors):
+def opened(selector, address, port, ports=None):
+    """A socket to a target, from the next of these ports that is free, and the address."""
+    while True:
+        try:
+            sock = connect(address, port, "udp", source_port=next(ports) if ports else None, shared=False)
+            break
+        except OSError as error:
+            if not ports or error.errno != errno.EADDRINUSE:
+                raise
+    sock.setblocking(False)
+    selector.register(sock, selectors.EVENT_READ, address)
+    return sock, address
+
+
+def collect(selector, seconds, missing, errors, anew):
+    """Takes what comes within so many seconds; a socket of one packet has done its work then."""
     for key, _ in selector.select(seconds):
         answer = attempt(lambda: key.fileobj.recv(1 << 16), key.data, errors)
         if answer and answer.startswith(ECHO):
             missing.pop((key.data, int(answer[len(ECHO):])), None)
+        if anew:
+            selector.unregister(key.fileobj)
+            key.fileobj.close()
 
 
 def attempt(act, address, errors):

@@ -29,6 +29,7 @@ GIVE_UP = 3  # so many failures say enough; time-outs are dear
 OWN_PORTS = range(10000, 30000)
 # IPVS sends what comes from a source port of UDP that it remembers to where it sent it before: each of these is used once in five minutes.
 NEW_PORTS = itertools.cycle(range(61000, 65536))
+LATE = 0.4  # seconds
 PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only what is really lost counts
 
 
@@ -147,12 +148,12 @@ def exchange_again(sock):
         return exchange(sock)
 
 
-def connect(address, port, protocol="tcp", patience=PATIENCE, source_port=None):
+def connect(address, port, protocol="tcp", patience=PATIENCE, source_port=None, shared=True):
     sock = open_socket(protocol, address)
     sock.settimeout(patience)
     try:
         if source_port is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shared)
             sock.bind(("", source_port))
         sock.connect((address, port))
     except BaseException:
@@ -222,8 +223,8 @@ class Load:
 
     `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
     `lasting` connections stay open and exchange a message every `pause` seconds, each in turn. With `resends` those of UDP
-    send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waited` counts new connections of TCP that came
-    about because a lost packet was sent again.
+    send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waits` are new connections of TCP whose first packet was sent again, lost or
+    late by a second: since when by the monotonic clock, for how many seconds, from which port, how often, and who answered. `late` are times in which a connection and its answer took longer than `LATE`.
     """
 
     def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False):
@@ -259,8 +260,8 @@ def work(address, port, protocol, lasting, pause, resends):
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     answers, errors, breaks = (collections.Counter() for _ in range(3))
-    messages = slowest = waited = 0
-    held = []
+    messages = slowest = 0
+    held, waits, late = [], [], []
     for _ in range(lasting):
         try:
             held.append((connect_for_long(address, port, protocol), None))
@@ -270,11 +271,17 @@ def work(address, port, protocol, lasting, pause, resends):
         at = time.monotonic()
         try:
             with connect(address, port, protocol) as sock:
-                answers[exchange(sock)[0]] += 1
-                waited += protocol == "tcp" and resent(sock) > 0
+                again = resent(sock) if protocol == "tcp" else 0
+                who, _ = exchange(sock)
+                answers[who] += 1
+                if again:
+                    waits.append((at, time.monotonic() - at, sock.getsockname()[1], again, who))
         except OSError as error:
             errors[word(error)] += 1
-        slowest = max(slowest, time.monotonic() - at)
+        took = time.monotonic() - at
+        slowest = max(slowest, took)
+        if took > LATE:
+            late.append((at, took))
         if held:
             sock, before = held.pop(0)
             try:
@@ -288,7 +295,7 @@ def work(address, port, protocol, lasting, pause, resends):
         time.sleep(max(0.0, pause - (time.monotonic() - at)))
     return {"fresh": sum(answers.values()) + sum(errors.values()), "failed": sum(errors.values()), "errors": dict(errors),
             "answers": dict(sorted(answers.items())), "lasting": lasting, "messages": messages,
-            "broken": sum(breaks.values()), "breaks": dict(breaks), "waited": waited, "slowest_ms": round(slowest * 1000)}
+            "broken": sum(breaks.values()), "breaks": dict(breaks), "waits": waits, "late": late, "slowest_ms": round(slowest * 1000)}
 
 
 if __name__ == "__main__":

@@ -5,16 +5,21 @@ import contextlib
 
 import expect
 from expect import FAMILIES, PODS
-from labkit import net
+from labkit import net, objects
 from labkit.objects import Port
 from router import everyone
 
 
 @contextlib.contextmanager
 def _nothing_is_forwarded(bed):
+    """Until all agents have seen that, packets of pods are dropped: the test begins behind it."""
     for i in bed.agents:
         expect.host_lets_nothing_through(bed, i, "FORWARD")
     try:
+        for i in bed.agents:
+            for family in FAMILIES:
+                client, address = f"n{i}p1", expect.pod(f"n{i % len(bed.agents) + 1}p1", family)
+                expect.soon(lambda: expect.is_answered(client, address, objects.TARGET), 30, client, "does not reach", address, bed.tail(i))
         yield
     finally:
         for i in bed.agents:

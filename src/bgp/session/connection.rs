@@ -10,8 +10,10 @@ use super::{Agreement, LinkId, Moment, SLACK, Settings, Side, State};
 
 /// Hold timer before the OPEN of the peer (RFC 4271 8.2.2 suggests four minutes), and in OpenConfirm where a hold time of 0 was agreed on.
 const OPEN_HOLD: Duration = Duration::from_secs(240);
-/// A timer handled later than this was delayed by us, not by the neighbour.
-const BUSY: Duration = Duration::from_secs(1);
+/// Time that a new connection waits for the end of the session that it would replace, and that a confirmed one waits for another that would win the collision.
+pub(super) const CHALLENGE: Duration = Duration::from_secs(3);
+/// Time given once to a peer whose timer was handled late: what it has sent may not have been read yet.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Connection.
 #[derive(Debug)]
@@ -90,11 +92,12 @@ impl Connection {
         }
     }
 
-    /// Time of its beginning, as long as no OPEN is received.
-    pub fn unopened_since(&self) -> Option<Instant> {
+    /// Time until which it may still become the session in place of another connection. One that is silent for long is no rival.
+    pub fn rival_until(&self, now: Instant) -> Option<Instant> {
         match &self.stage {
-            Stage::OpenSent { until } => until.checked_sub(OPEN_HOLD),
-            Stage::OpenConfirm(_) | Stage::Confirmed { .. } | Stage::Established(_) => None,
+            Stage::OpenSent { until } => until.checked_sub(OPEN_HOLD).map(|since| since + CHALLENGE),
+            Stage::OpenConfirm(_) | Stage::Confirmed { .. } => Some(now + CHALLENGE),
+            Stage::Established(_) => None,
         }
     }
 
@@ -155,12 +158,22 @@ impl Connection {
     }
 
     /// Waits until then, after both sides have confirmed.
-    pub fn wait(&mut self, until: Instant) {
+    pub fn wait(&mut self, until: Instant, at: Moment) {
         let sent = Stage::OpenSent { until };
         self.stage = match std::mem::replace(&mut self.stage, sent) {
-            Stage::OpenConfirm(talk) => Stage::Confirmed { talk, until },
+            Stage::OpenConfirm(mut talk) => {
+                talk.heard(at);
+                Stage::Confirmed { talk, until }
+            }
             other => other,
         };
+    }
+
+    /// Waits until then at least, if it waits.
+    pub fn wait_on(&mut self, then: Instant) {
+        if let Stage::Confirmed { until, .. } = &mut self.stage {
+            *until = then.max(*until);
+        }
     }
 
     /// Enters Established, after both sides have confirmed.
@@ -180,7 +193,15 @@ impl Connection {
         match &mut self.stage {
             Stage::OpenSent { until } if *until <= at.now => Due::Silent,
             Stage::OpenSent { .. } => Due::Nothing,
-            Stage::Confirmed { until, .. } if *until <= at.now => Due::Session,
+            Stage::Confirmed { talk, until } if *until <= at.now => match talk.forgiven || !at.is_late(*until) {
+                true => Due::Session,
+                false => {
+                    *until = at.now + PATIENCE;
+                    talk.forgiven = true;
+                    talk.hold = talk.hold.map(|hold| hold.max(*until));
+                    talk.due(at)
+                }
+            },
             Stage::Confirmed { talk, .. } => talk.due(at),
             Stage::OpenConfirm(talk) | Stage::Established(talk) => talk.due(at),
         }
@@ -282,11 +303,11 @@ impl Talk {
     fn due(&mut self, at: Moment) -> Due {
         if let Some(hold) = self.hold.filter(|hold| *hold <= at.now) {
             // So late, received messages may not have been read yet. The hold timer is extended a little, once.
-            if at.now - hold < BUSY || self.forgiven {
+            if self.forgiven || !at.is_late(hold) {
                 return Due::Silent;
             }
             self.forgiven = true;
-            self.hold = Some(at.now + 2 * BUSY);
+            self.hold = Some(at.now + PATIENCE);
         }
         if self.keepalive.is_some_and(|keepalive| keepalive <= at.now + self.slack()) {
             self.said(at);

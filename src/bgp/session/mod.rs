@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A neighbour has up to two connections, one that we dialled and one that it dialled. A collision is resolved as in
-//! RFC 4271 6.8, with one addition: a connection made while a session is established is taken as far as its OPEN, and
+//! RFC 4271 6.8, but that the loser is closed with the KEEPALIVE that confirms the winner, and with one addition: a connection made while a session is established is taken as far as its OPEN, and
 //! the session is probed with a KEEPALIVE. When the neighbour has lost the session (its host was restarted) that ends
 //! it at once, and the new connection takes over; when not, the new one is closed. Without this a restarted neighbour
 //! is locked out until the hold timer expires, or two speakers that decide at the same moment lose both connections.
@@ -43,6 +43,9 @@ pub use peer::Peer;
 /// Time by which timers may be early, so that those of many neighbours share one wake-up.
 pub const SLACK: Duration = Duration::from_secs(2);
 
+/// A timer handled so much later was delayed by us.
+const BUSY: Duration = Duration::from_secs(1);
+
 /// Time of an event, with random jitter: no two neighbours should act in step.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
@@ -54,6 +57,11 @@ impl Moment {
     /// End of a timer, jittered down to three quarters at the least (RFC 4271 10).
     pub fn after(&self, time: Duration) -> Instant {
         self.now + time * (1024 - u32::from(self.jitter)) / 1024
+    }
+
+    /// Returns whether a timer that ended then was delayed by us, not by the neighbour.
+    fn is_late(&self, then: Instant) -> bool {
+        self.now.saturating_duration_since(then) >= BUSY
     }
 }
 

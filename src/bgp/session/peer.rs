@@ -9,13 +9,12 @@ mod succession;
 use std::time::{Duration, Instant};
 
 use self::retention::Retention;
+use self::succession::Challenger;
 use super::super::message::{self, Message, Notification, Open, Reason};
 use super::connection::{Connection, Due, Stage, Verdict};
 use super::{Agreement, Cause, Effect, Event, LinkId, Moment, Settings, Side, State};
 use crate::net::PerFamily;
 
-/// Time that a new connection waits for the end of the session that it would replace.
-const CHALLENGE: Duration = Duration::from_secs(3);
 /// Session duration from which on the count of failures starts again.
 const GOOD: Duration = Duration::from_secs(60);
 /// Session duration from which on a session may be at rest.
@@ -50,15 +49,6 @@ enum Phase {
     Open { dial: Dial, connections: Vec<Connection> },
     /// An established session, and a connection that may replace it.
     Established { since: Instant, session: Connection, challenger: Option<Box<Challenger>> },
-}
-
-/// Connection beside a session. It is answered when the session has ended, and closed when that takes too long.
-#[derive(Debug)]
-struct Challenger {
-    connection: Connection,
-    until: Instant,
-    /// The KEEPALIVE of the peer is received.
-    confirmed: bool,
 }
 
 /// State of dialling.
@@ -445,12 +435,7 @@ impl Peer {
             }
             Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => {}
         }
-        if let Phase::Established { challenger: Some(challenger), .. } = &self.phase
-            && challenger.until <= at.now
-        {
-            let link = challenger.connection.link;
-            self.ended(at, link, Cause::Sent(Notification::new(Reason::COLLISION)));
-        }
+        self.tick_challenger(at);
         let links: Vec<LinkId> = self.settled().map(|connection| connection.link).collect();
         for link in links {
             match self.connection(link).map_or(Due::Nothing, |connection| connection.due(at)) {
@@ -489,10 +474,4 @@ fn connections_of(phase: &mut Phase) -> impl Iterator<Item = &mut Connection> {
         Phase::Established { session, challenger, .. } => (&mut [][..], Some(session), challenger.as_mut()),
     };
     many.iter_mut().chain(session).chain(challenger.map(|challenger| &mut challenger.connection))
-}
-
-impl Challenger {
-    fn new(connection: Connection, at: Moment) -> Challenger {
-        Challenger { connection, until: at.now + CHALLENGE, confirmed: false }
-    }
 }

@@ -3,12 +3,36 @@
 //! RFC 4271 6.8 and RFC 6286 2.3 for two connections at once; RFC 4724 4.2, RFC 8538 and RFC 9494 for the routes of a restarting
 //! neighbour.
 
+use std::time::Instant;
+
 use super::super::super::message::{self, Notification, Reason};
-use super::super::connection::Connection;
+use super::super::connection::{CHALLENGE, Connection, PATIENCE};
 use super::super::{Agreement, Cause, Effect, LinkId, Local, Moment, Side, State, rank};
 use super::dials::DIAL;
-use super::{CHALLENGE, Challenger, Dial, GOOD, Peer, Phase};
+use super::{Dial, GOOD, Peer, Phase};
 use crate::net::PerFamily;
+
+/// Connection beside a session. It is answered when the session has ended, and closed when that takes too long.
+#[derive(Debug)]
+pub(super) struct Challenger {
+    pub connection: Connection,
+    /// Time of its beginning, or of the session's.
+    since: Instant,
+    pub until: Instant,
+    /// Our KEEPALIVE was sent before the session was established.
+    answered: bool,
+    /// The KEEPALIVE of the peer is received.
+    confirmed: bool,
+    /// More time was given, because we were late.
+    forgiven: bool,
+}
+
+impl Challenger {
+    pub fn new(connection: Connection, at: Moment) -> Challenger {
+        let answered = connection.state() == State::OpenConfirm;
+        Challenger { connection, since: at.now, until: at.now + CHALLENGE, answered, confirmed: false, forgiven: false }
+    }
+}
 
 impl Peer {
     /// Handles an acceptable OPEN. The consequences depend on the other connection, if there is one.
@@ -19,7 +43,7 @@ impl Peer {
             // what is retained of the first one. A peer that has a session does not dial, so one of the same start came within the time of a dial.
             let restarting = |agreement: &Agreement| agreement.restart.is_some_and(|restart| restart.restarting);
             let began_with_it = session.talk().is_some_and(|talk| restarting(&talk.agreement));
-            let is_of_one_start = began_with_it && challenger.until <= *since + DIAL + CHALLENGE;
+            let is_of_one_start = began_with_it && challenger.since <= *since + DIAL;
             let restarted = restarting(&agreement) && !is_of_one_start;
             challenger.connection.confirm(agreement, at);
             let session = session.link;
@@ -30,47 +54,62 @@ impl Peer {
             }
             return;
         }
-        let winner = winner(self.settings.local, &agreement);
         self.confirm(at, link, agreement);
-        let Phase::Open { connections, .. } = &self.phase else { return };
-        let confirmed = connections.iter().filter(|one| one.state() == State::OpenConfirm).count();
-        let loser = connections.iter().find(|one| one.side != winner).filter(|_| confirmed == 2);
-        if let Some(loser) = loser.map(|loser| loser.link) {
-            self.ended(at, loser, Cause::Sent(Notification::new(Reason::COLLISION)));
-        }
     }
 
-    /// Confirms an OPEN with a KEEPALIVE.
+    /// Confirms an OPEN with a KEEPALIVE. One that waits for this connection waits for the peer's answer, too.
     fn confirm(&mut self, at: Moment, link: LinkId, agreement: Box<Agreement>) {
         if let Some(connection) = self.connection(link) {
             connection.confirm(agreement, at);
             self.effects.push(Effect::Send(link, message::keepalive()));
         }
+        if let Phase::Open { connections, .. } = &mut self.phase {
+            for one in connections.iter_mut().filter(|one| one.link != link) {
+                one.wait_on(at.now + CHALLENGE);
+            }
+        }
     }
 
     /// Handles the confirmation by both sides. Where another connection is being made that would win the collision, the
-    /// peer may just be deciding for it: this one waits, so that no session begins only to end.
+    /// peer may just be deciding for it: this one waits, so that no session begins only to end. The loser is closed as soon as the winner is confirmed,
+    /// not with its OPEN (RFC 4271 6.8): our KEEPALIVE may have established the loser at the peer meanwhile, which then closes the winner, and both would be gone.
     pub(super) fn confirmed(&mut self, at: Moment, link: LinkId) {
         let local = self.settings.local;
         match &mut self.phase {
             Phase::Idle { .. } => {}
             Phase::Open { connections, .. } => {
-                let Some(index) = connections.iter().position(|one| one.link == link) else { return };
-                // A connection silent for long is no rival.
                 let others = connections.iter().filter(|one| one.link != link);
-                let until = others.filter_map(Connection::unopened_since).max().map(|since| since + CHALLENGE);
-                let Some(one) = connections.get_mut(index) else { return };
+                let until = others.filter_map(|other| other.rival_until(at.now)).max();
+                let Some(one) = connections.iter_mut().find(|one| one.link == link) else { return };
                 let wins = one.talk().is_none_or(|talk| winner(local, &talk.agreement) == one.side);
                 match until.filter(|until| !wins && *until > at.now) {
-                    Some(until) => one.wait(until),
-                    None => self.establish(at, link),
+                    Some(until) => one.wait(until, at),
+                    None => self.establish_alone(at, link),
                 }
             }
-            Phase::Established { challenger, .. } => {
-                let challenger = challenger.as_mut().filter(|challenger| challenger.connection.link == link);
-                challenger.into_iter().for_each(|challenger| challenger.confirmed = true);
+            Phase::Established { session, challenger, .. } => {
+                let Some(challenger) = challenger.as_mut().filter(|challenger| challenger.connection.link == link)
+                else {
+                    return;
+                };
+                challenger.confirmed = true;
+                // It has our KEEPALIVE, so that the peer may have a session on it already: it has decided.
+                if challenger.answered {
+                    let session = session.link;
+                    self.ended(at, session, Cause::Sent(Notification::new(Reason::COLLISION)));
+                }
             }
         }
+    }
+
+    /// Establishes the session on the winner of a collision, whose loser is closed where both are agreed on.
+    fn establish_alone(&mut self, at: Moment, link: LinkId) {
+        let Phase::Open { connections, .. } = &self.phase else { return };
+        let loser = connections.iter().find(|one| one.link != link && one.state() == State::OpenConfirm);
+        if let Some(loser) = loser.map(|loser| loser.link) {
+            self.ended(at, loser, Cause::Sent(Notification::new(Reason::COLLISION)));
+        }
+        self.establish(at, link);
     }
 
     /// Establishes the session. Another connection stays for a while: if the peer has decided for it, it ends this one.
@@ -145,17 +184,32 @@ impl Peer {
         }
     }
 
+    /// Closes the challenger of a session that has not ended in time.
+    pub(super) fn tick_challenger(&mut self, at: Moment) {
+        if let Phase::Established { challenger: Some(challenger), .. } = &mut self.phase
+            && challenger.until <= at.now
+        {
+            match at.is_late(challenger.until) && !challenger.forgiven {
+                true => (challenger.forgiven, challenger.until) = (true, at.now + PATIENCE),
+                false => {
+                    let link = challenger.connection.link;
+                    self.ended(at, link, Cause::Sent(Notification::new(Reason::COLLISION)));
+                }
+            }
+        }
+    }
+
     /// Continues the connection that waited for the end of the session.
     fn promote(&mut self, at: Moment, challenger: Challenger) {
-        let Challenger { mut connection, confirmed, .. } = challenger;
+        let Challenger { mut connection, confirmed, answered, .. } = challenger;
         let link = connection.link;
-        let answered = connection.state() == State::OpenConfirm;
+        let is_unanswered = connection.state() == State::OpenConfirm && !answered;
         connection.go_on(at);
         if let Phase::Open { connections, .. } = &mut self.phase {
             connections.push(connection);
         }
         self.resume_dialling(at);
-        if answered {
+        if is_unanswered {
             self.effects.push(Effect::Send(link, message::keepalive()));
         }
         if confirmed {
@@ -171,9 +225,9 @@ fn winner(local: Local, agreement: &Agreement) -> Side {
     if ours > theirs { Side::Ours } else { Side::Theirs }
 }
 
-/// Returns whether the peer has decided for the other connection. The session goes on there, so that its routes stay.
+/// Returns whether one side has decided for the other connection. The session goes on there, so that its routes stay.
 fn is_collision(cause: &Cause) -> bool {
-    matches!(cause, Cause::Received(notification) if notification.reason == Reason::COLLISION)
+    matches!(cause, Cause::Received(notification) | Cause::Sent(notification) if notification.reason == Reason::COLLISION)
 }
 
 /// Returns whether routes are retained: always when the connection ended without a NOTIFICATION, or lost a collision;

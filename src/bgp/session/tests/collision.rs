@@ -2,29 +2,32 @@
 
 use super::*;
 
-/// Effects of both OPENs, first on one connection and then on the other.
-fn both_open(local: Ipv4Addr, first: LinkId, second: LinkId) -> (String, State) {
+/// Effects of both OPENs and then of both KEEPALIVEs, each first on one connection and then on the other.
+fn both_open(local: Ipv4Addr, first: LinkId, second: LinkId) -> (String, String) {
     let local = Local { identifier: local, ..LOCAL };
     let mut bench = Bench::new(Settings { local, ..settings() });
     bench.step(Event::Start);
     bench.step(Event::Dialled(OURS));
     bench.step(Event::Accepted(THEIRS));
-    bench.open(first);
-    let effects = bench.open(second);
-    (words(&effects), bench.peer.state())
+    let opens: Vec<Effect> = [first, second].into_iter().flat_map(|link| bench.open(link)).collect();
+    let keepalives: Vec<Effect> = [first, second].into_iter().flat_map(|link| bench.keepalive(link)).collect();
+    (words(&opens), words(&keepalives))
 }
 
 #[test]
 fn the_connection_stays_that_the_greater_identifier_dialled() {
     let (smaller, greater) = (Ipv4Addr::new(192, 0, 2, 10), Ipv4Addr::new(192, 0, 2, 30));
     for (first, second) in [(OURS, THEIRS), (THEIRS, OURS)] {
-        for (local, loser) in [(smaller, "ours"), (greater, "theirs")] {
-            let (effects, state) = both_open(local, first, second);
-            assert!(
-                effects.contains(&format!("NOTIFICATION 6/7 connection collision resolution on {loser}")),
-                "{effects}"
+        for (local, loser, winner) in [(smaller, "ours", "theirs"), (greater, "theirs", "ours")] {
+            let (opens, keepalives) = both_open(local, first, second);
+            assert!(!opens.contains("NOTIFICATION"), "the peer may have the other one already: {opens}");
+            assert_eq!(
+                keepalives,
+                format!(
+                    "NOTIFICATION 6/7 connection collision resolution on {loser}, close {loser}, \
+                     failed (sent 6/7 connection collision resolution), UP on {winner}"
+                )
             );
-            assert_eq!(state, State::OpenConfirm);
         }
     }
 }
@@ -39,7 +42,9 @@ fn the_same_identifier_in_two_systems_is_decided_by_their_numbers() {
     let theirs = Settings { local: Local { asn: 65002, ..LOCAL }, ..settings };
     let open = message::open(&theirs.open(false, true));
     bench.receive(OURS, &open);
-    let effects = bench.receive(THEIRS, &open);
+    bench.receive(THEIRS, &open);
+    bench.keepalive(OURS);
+    let effects = bench.keepalive(THEIRS);
     assert!(words(&effects).contains("close ours"), "RFC 6286 2.3: {}", words(&effects));
 }
 
@@ -243,12 +248,32 @@ fn confirmed_beside_the_winner() -> Bench {
 #[test]
 fn no_session_begins_only_to_lose_against_a_connection_that_is_being_made() {
     let mut bench = confirmed_beside_the_winner();
+    assert_eq!(words(&bench.open(THEIRS)), "KEEPALIVE on theirs");
     assert_eq!(
-        words(&bench.open(THEIRS)),
-        "KEEPALIVE on theirs, NOTIFICATION 6/7 connection collision resolution on ours, close ours, \
-         failed (sent 6/7 connection collision resolution)"
+        words(&bench.keepalive(THEIRS)),
+        "NOTIFICATION 6/7 connection collision resolution on ours, close ours, \
+         failed (sent 6/7 connection collision resolution), UP on theirs"
     );
-    assert_eq!(words(&bench.keepalive(THEIRS)), "UP on theirs");
+}
+
+/// Our KEEPALIVE has established the loser at the peer before our OPEN came there on the winner, and an established session stays (RFC 4271 6.8).
+#[test]
+fn a_peer_that_has_established_the_loser_keeps_it() {
+    let collision = message::notification(&Notification::new(Reason::COLLISION));
+    let mut bench = confirmed_beside_the_winner();
+    bench.open(THEIRS);
+    let effects = bench.receive(THEIRS, &collision);
+    assert_eq!(words(&effects), "close theirs, failed (received 6/7 connection collision resolution), UP on ours");
+
+    let mut bench = Bench::new(settings());
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    bench.step(Event::Accepted(THEIRS));
+    bench.open(OURS);
+    bench.open(THEIRS);
+    assert_eq!(words(&bench.keepalive(OURS)), "", "it waits");
+    bench.receive(THEIRS, &collision);
+    assert_eq!(bench.peer.session().map(|(link, _)| link), Some(OURS));
 }
 
 #[test]
@@ -279,4 +304,40 @@ fn what_waits_does_not_wait_for_long() {
     let mut bench = confirmed_beside_the_winner();
     assert_eq!(words(&bench.pass(2.9)), "");
     assert_eq!(words(&bench.pass(0.2)), "UP on ours");
+}
+
+#[test]
+fn an_open_of_the_winner_renews_the_wait() {
+    let mut bench = confirmed_beside_the_winner();
+    bench.pass(2.9);
+    bench.open(THEIRS);
+    assert_eq!(words(&bench.pass(2.9)), "", "the peer's answer to our KEEPALIVE is on its way");
+    assert_eq!(words(&bench.pass(0.2)), "UP on ours");
+}
+
+#[test]
+fn what_waits_is_given_more_time_once_where_we_were_late() {
+    let mut bench = confirmed_beside_the_winner();
+    bench.now += Duration::from_secs(200);
+    assert_eq!(
+        words(&bench.step(Event::Tick)),
+        "KEEPALIVE on ours",
+        "what the peer has said meanwhile may not have been read"
+    );
+    assert_eq!(words(&bench.pass(2.1)), "UP on ours");
+}
+
+/// The peer may have established what we have confirmed, so that its routes come there next.
+#[test]
+fn a_peer_that_confirms_the_winner_late_is_followed_and_nothing_is_lost() {
+    let mut bench = confirmed_beside_the_winner();
+    bench.open(THEIRS);
+    assert_eq!(words(&bench.pass(3.1)), "UP on ours");
+    assert_eq!(
+        words(&bench.keepalive(THEIRS)),
+        "NOTIFICATION 6/7 connection collision resolution on ours, close ours, \
+         DOWN keeping all (sent 6/7 connection collision resolution), UP on theirs"
+    );
+    let update = message::end_of_rib(Family::V4);
+    assert_eq!(words(&bench.receive(THEIRS, &update)), "take the update, drop what is stale of IPv4");
 }

@@ -68,6 +68,25 @@ const SITUATIONS: &[Situation] = &[
             bench.keepalive(OURS);
         },
     },
+    Situation {
+        name: "OpenConfirm on both, of which theirs would win",
+        reach: |bench| {
+            ours_sent(bench);
+            bench.step(Event::Accepted(THEIRS));
+            bench.open(OURS);
+            bench.open(THEIRS);
+        },
+    },
+    Situation {
+        name: "Confirmed on ours, OpenConfirm on theirs, which would win",
+        reach: |bench| {
+            ours_sent(bench);
+            bench.step(Event::Accepted(THEIRS));
+            bench.open(OURS);
+            bench.keepalive(OURS);
+            bench.open(THEIRS);
+        },
+    },
     Situation { name: "Established on ours", reach: established },
     Situation {
         name: "Established on ours, OpenSent on theirs",
