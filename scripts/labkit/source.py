@@ -23,11 +23,14 @@ class Manifests:
     def flags(self, _node):
         return ["--manifests", self.folder]
 
-    def nodes(self, plan, numbers=None, families=None, annotations=None, labels=None):
+    def nodes(self, plan, numbers=None, families=None, annotations=None, labels=None, changes=None):
         """The Node objects of all nodes, or of some, which have addresses and pods of these families, the cluster's unless given; {number: annotations},
-        {number: labels}."""
+        {number: labels}, {number: what changes the object otherwise}."""
         notes, more = annotations or {}, labels or {}
-        self.write("nodes", [objects.node(plan, i, families or self.families, notes.get(i), more.get(i)) for i in numbers or range(1, plan.nodes + 1)])
+        nodes = {i: objects.node(plan, i, families or self.families, notes.get(i), more.get(i)) for i in numbers or range(1, plan.nodes + 1)}
+        for i, change in (changes or {}).items():
+            change(nodes[i])
+        self.write("nodes", list(nodes.values()))
 
     def put(self, service):
         self.write(service.name, [objects.service(service), *objects.slices(service)])

@@ -17,11 +17,12 @@ from labkit.objects import Port
 from router import learned
 
 DELAY = 5  # seconds of --drain-delay
-FLAGS = ["--advertise-cluster-ip", f"--cluster-asn={NODES}", f"--drain-delay={DELAY}s", "--enable-bfd-mesh",
+FLAGS = ["--advertise-cluster-ip", f"--cluster-asn={NODES}", f"--drain-delay={DELAY}s", f"--drain-taints={TAINT}", "--enable-bfd-mesh",
          f"--bfd-desired-min-tx-interval={INTERVAL}", f"--bfd-required-min-rx-interval={INTERVAL}"]
 SWITCHED = 15  # seconds: ten times those of BFD, as nodes live in an emulator; without BFD it would be 90
 FLOWS = 8  # of each family: some of them go by way of the node that leaves
 PODS = ["n1p1", "n2p1"]
+TAINT = "example.com/leaving"
 NODE_PORT = 30097
 NONE_LEFT = "IPVS has no connection of a client outside of the cluster any more"
 
@@ -139,19 +140,36 @@ def _sessions_ended(bed, i):
 
 @expect.whole
 def a_drained_node_loses_no_packet_from_outside_and_keeps_its_sessions(bed):
+    _drained_without_loss(bed, lambda node: node["metadata"]["labels"].update({LABEL: ""}))
+
+
+@expect.whole
+def a_node_with_a_taint_that_a_flag_names_loses_no_packet_from_outside_and_keeps_its_sessions(bed):
+    _drained_without_loss(bed, lambda node: node["spec"].update(taints=[{"key": TAINT, "effect": "NoSchedule"}]))
+
+
+@expect.whole
+def a_node_whose_host_shuts_down_loses_no_packet_from_outside_and_keeps_its_sessions(bed):
+    """As long as it still runs; then the shutdown is cancelled."""
+    condition = {"type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": "node is shutting down"}
+    _drained_without_loss(bed, lambda node: node["status"].update(conditions=[condition]))
+
+
+def _drained_without_loss(bed, leave):
+    """Node 3 is drained by a change of its Node object, and comes back."""
     pods = {family: bed.plan.pod_ranges(3)[f] for f, family in enumerate(FAMILIES)}
     with _outside(bed) as service, expect.held("ext", bed.plan.addresses(3)[0], NODE_PORT) as held:
         before = {family: by_node_3(service, family) for family in FAMILIES}
         flows, ended = _flows(service, MANY_FLOWS), _sessions_ended(bed, 3)
         for family in FAMILIES:
             expect.soon(lambda: by_node_3(service, family) > before[family], 20, f"no flow of IPv{family} goes by node 3")
-        bed.source.nodes(bed.plan, annotations=_notes(bed), labels={3: {LABEL: ""}})
+        bed.source.nodes(bed.plan, annotations=_notes(bed), changes={3: leave})
         began = time.monotonic()
         expect.soon(lambda: _is_leaving(service), DELAY, "the router outside is not told of GRACEFUL_SHUTDOWN first")
         expect.that(all(len(_told(service, family)) == len(bed.agents) for family in FAMILIES), "withdrawn at once")
         _comes_to(bed, service, [1, 2], 30)
         expect.soon(lambda: all(len(_told(service, family)) == 2 for family in FAMILIES), 30, "it is never withdrawn")
-        print(f"the addresses were withdrawn {time.monotonic() - began:.1f} s after the label came", flush=True)
+        print(f"the addresses were withdrawn {time.monotonic() - began:.1f} s after the Node changed", flush=True)
         for f, family in enumerate(FAMILIES):
             expect.that(at_router(family, pods[family]) == [bed.plan.addresses(3)[f]], "the route to pods of the node is gone")
         expect.go_on(held)

@@ -150,6 +150,9 @@ fn rank(method: &AddressDetection, one: &Candidate, all: &[Candidate], source: O
 fn place(method: &AddressDetection, one: &Candidate, all: &[Candidate], source: Option<IpAddr>) -> Option<usize> {
     let address = one.address.addr();
     match method {
+        AddressDetection::CanReach(targets) if source.is_some() && *targets.of(Family::from(address)) == source => {
+            beside_target(one, all, source?)
+        }
         AddressDetection::CanReach(_) if source == Some(address) => Some(0),
         // The kernel prefers temporary addresses where it makes them (RFC 8981): the lasting one beside it is meant.
         AddressDetection::CanReach(_) => {
@@ -163,6 +166,23 @@ fn place(method: &AddressDetection, one: &Candidate, all: &[Candidate], source: 
             (!is_skipped).then_some(0)
         }
         AddressDetection::Cidr(networks) => networks.iter().position(|network| network.contains(&address)),
+    }
+}
+
+/// Returns the place of an address where the destination of `can-reach` is this host's own: the kernel answers with the destination itself. It may
+/// be here for the moment alone, as the address that servers of the control plane share, so that another of its network on its link is better where it has none of its
+/// own; on a link that leads nowhere it says nothing.
+fn beside_target(one: &Candidate, all: &[Candidate], target: IpAddr) -> Option<usize> {
+    let holder = all.iter().find(|other| other.address.addr() == target)?;
+    let is_target = one.address.addr() == target;
+    if one.link != holder.link {
+        return None;
+    }
+    match is_alone(holder) {
+        true if is_target => (!leads_nowhere(holder)).then_some(2),
+        true if one.address.contains(&target) => Some(0),
+        true => (!is_alone(one)).then_some(1),
+        false => one.address.contains(&target).then_some(0),
     }
 }
 

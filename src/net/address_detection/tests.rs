@@ -68,6 +68,65 @@ fn reaching(addresses: &str, sources: &str) -> String {
 const TWO_LINKS: &str = "lo 127.0.0.1/8 local; eth0 192.0.2.1/24; eth1 198.51.100.1/24; lo ::1/128 local; \
     eth0 2001:db8::1/64; eth0 fe80::1/64 local; eth1 2001:db8:1::1/64; eth1 fe80::2/64 local";
 
+/// The destination of `can-reach` is on this host, as the address that servers of a control plane share is on one of them.
+#[test]
+fn a_destination_that_is_on_this_host_is_not_its_address_if_it_moves() {
+    let with = "can-reach=192.0.2.9,2001:db8::9";
+    let reaching = |addresses: &str, former: &str| {
+        let all = format!("lo 127.0.0.1/8 local; {addresses}");
+        let sources = both("192.0.2.9 2001:db8::9");
+        said(choose(&method(with), BOTH, &host(&all), sources, both(former)))
+    };
+    for (addresses, former, chosen, why) in [
+        (
+            "eth0 192.0.2.1/24; eth0 192.0.2.9/32; eth0 2001:db8::9/128; eth0 2001:db8::1/64",
+            "",
+            "192.0.2.1 2001:db8::1",
+            "it has no network",
+        ),
+        (
+            "eth0 192.0.2.1/24; eth0 192.0.2.9/24; eth0 2001:db8::1/64; eth0 2001:db8::9/64",
+            "",
+            "192.0.2.1 2001:db8::1",
+            "it is secondary",
+        ),
+        ("eth0 192.0.2.9/24; eth0 2001:db8::9/64", "", "192.0.2.9 2001:db8::9", "it is the node's own"),
+        (
+            "eth0 192.0.2.9/24; eth0 192.0.2.10/24; eth0 2001:db8::9/64; eth0 2001:db8::a/64",
+            "192.0.2.10 2001:db8::a",
+            "192.0.2.10 2001:db8::a",
+            "what is in use stays",
+        ),
+        ("eth0 192.0.2.9/32; eth0 2001:db8::9/128", "", "192.0.2.9 2001:db8::9", "there is no other"),
+        (
+            "eth0 198.51.100.1/24; eth0 192.0.2.9/32; eth0 2001:db8:1::1/64; eth0 2001:db8::9/128",
+            "",
+            "198.51.100.1 2001:db8:1::1",
+            "another network of its link",
+        ),
+        (
+            "eth0 192.0.2.1/24; lo 192.0.2.9/32; eth0 2001:db8::1/64; lo 2001:db8::9/128",
+            "",
+            "!IPv4 !IPv6",
+            "its link leads nowhere",
+        ),
+        (
+            "eth0 192.0.2.1/24; lo 192.0.2.9/32; eth0 2001:db8::1/64; lo 2001:db8::9/128",
+            "192.0.2.1 2001:db8::1",
+            "192.0.2.1 2001:db8::1 !IPv4 !IPv6",
+            "what was found before stays",
+        ),
+        (
+            "eth0 192.0.2.1/24; eth1 192.0.2.9/24; eth0 2001:db8::1/64; eth1 2001:db8::9/64",
+            "",
+            "192.0.2.9 2001:db8::9",
+            "it is the only one of its link",
+        ),
+    ] {
+        assert_eq!(reaching(addresses, former), chosen, "{why}: {addresses}");
+    }
+}
+
 #[test]
 fn every_method_chooses_in_both_families() {
     for (with, chosen) in [
