@@ -132,6 +132,7 @@ const EFFECTS: [&str; 63] = [
     "proxy/driver/told.rs",
     "proxy/linux.rs",
     "reconcile/",
+    "router/driver/answers.rs",
     "router/driver/cut_off.rs",
     "router/driver/draining.rs",
     "router/driver/keys.rs",

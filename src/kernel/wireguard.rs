@@ -90,6 +90,14 @@ pub enum Session {
     Over,
 }
 
+/// Traffic to another node on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Contact {
+    pub session: Session,
+    /// Bytes that were sent to it since the peer was made, handshakes among them.
+    pub sent: u64,
+}
+
 impl Session {
     /// Returns the state of a session that began, and was looked at, at these times since 1970; it never began at 0.
     pub fn at(last_handshake: Duration, now: Duration) -> Session {

@@ -34,7 +34,7 @@ use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::Ruled;
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::kernel::vxlan::{Entry, EntryKey, Vxlan};
-use crate::kernel::wireguard::{Peer, PeerKey, Session, Wireguard};
+use crate::kernel::wireguard::{Contact, Peer, PeerKey, Wireguard};
 use crate::model::Authority;
 use crate::net::{PerFamily, PublicKey};
 use crate::packed::BlockMap;
@@ -150,11 +150,11 @@ pub trait HasKeys: Target {
 
 /// Other nodes on devices of `wireguard`.
 pub trait HasSessions: Target {
-    /// Returns the state of the sessions with all of them.
+    /// Returns the state of the sessions with all of them, and how much was sent to them.
     ///
     /// # Errors
     /// The kernel does not tell.
-    fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, Self::Error>;
+    fn contacts(&mut self) -> Result<BTreeMap<PeerKey, Contact>, Self::Error>;
 }
 
 /// Routes; those to pods of known nodes precede other programs' routes to the same range (flannel's, static ones).

@@ -7,6 +7,7 @@
 //! neighbour, or until the restart time for which neighbours keep ours is over (RFC 4724). So neither a restart of
 //! ours, nor one of all nodes together, takes a route from a packet.
 
+mod answers;
 mod cut_off;
 mod draining;
 mod keys;
@@ -35,6 +36,7 @@ use crate::observe::health::{Note, Pulse};
 use crate::reconcile::{Account, Moment, Moments, Target};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
+use self::answers::Answers;
 use self::keys::Untold;
 use self::links::LinkWatch;
 use self::rotation::KeyChange;
@@ -106,6 +108,7 @@ pub struct Driver<K: Kernel> {
     learned_at: Option<Instant>,
     /// Pod CIDRs of other nodes without a route when last looked at, together with routes that the kernel lacks.
     unreached: Unreached,
+    answers: Answers,
     /// Routes that take packets to pods away and are not ours to delete.
     rivals: Vec<Problem>,
     /// Devices of tunnels without their guard.
@@ -154,6 +157,7 @@ impl<K: Kernel> Driver<K> {
             next_look: now,
             learned_at: None,
             unreached: Unreached::default(),
+            answers: Answers::default(),
             rivals: Vec::new(),
             unguarded: Vec::new(),
             crowded: Vec::new(),
@@ -298,6 +302,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.step_rotation(at);
         self.sessions.show(&self.context.metrics.peers).await;
         self.look_whether_cut_off(now);
+        self.look_at_answers(now);
         self.want_links(at).await;
         self.crowded = self.plan.crowded(self.mirrors.neighbour_limits(), &self.crowded);
     }

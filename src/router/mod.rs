@@ -28,6 +28,7 @@ pub mod desired;
 pub mod problem;
 pub mod identity;
 pub mod rotation;
+pub mod unanswered;
 pub mod router_id;
 pub mod mesh;
 pub mod external_peers;

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::endpoints::Endpoints;
 use super::wire::{self, FAMILY, FoundPeer, Wanted};
-use super::{Peer, PeerKey, Session};
+use super::{Contact, Peer, PeerKey, Session};
 use crate::kernel::Error;
 use crate::kernel::link::{LinkName, Names, no_device};
 use crate::kernel::netlink::{Bus, Fault, GenericSocket, Messages, Socket, failed_steps};
@@ -37,11 +37,11 @@ impl Peers {
         })
     }
 
-    /// Returns the state of the sessions with the peers of the devices that there are.
+    /// Returns the state of the sessions with the peers of the devices that there are, and how much was sent to them.
     ///
     /// # Errors
     /// The kernel does not tell.
-    pub fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, Error> {
+    pub fn contacts(&mut self) -> Result<BTreeMap<PeerKey, Contact>, Error> {
         let mut names = Names::default();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut found = BTreeMap::new();
@@ -51,8 +51,8 @@ impl Peers {
             }
             // A later piece of a peer has no time.
             for peer in self.list(&link)? {
-                let session = Session::at(peer.last_handshake, now);
-                found.entry(PeerKey { link: link.clone(), key: peer.key }).or_insert(session);
+                let contact = Contact { session: Session::at(peer.last_handshake, now), sent: peer.sent };
+                found.entry(PeerKey { link: link.clone(), key: peer.key }).or_insert(contact);
             }
         }
         Ok(found)

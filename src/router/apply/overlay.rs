@@ -13,7 +13,7 @@ use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use crate::kernel::sysctl;
 use crate::kernel::tunnel::ReceivePort;
 use crate::kernel::vxlan::gateway;
-use crate::kernel::wireguard::{Peer, PeerKey, Session};
+use crate::kernel::wireguard::{Contact, Peer, PeerKey};
 use crate::net::{Family, PerFamily, PublicKey};
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 use crate::router::desired::Desired;
@@ -254,12 +254,12 @@ impl<K: Kernel> Mirrors<K> {
         self.wireguard_devices.has(&LinkName(WIREGUARD_SECOND.into()))
     }
 
-    /// Returns the state of the sessions with other nodes.
+    /// Returns the state of the sessions with other nodes, and how much was sent to them.
     ///
     /// # Errors
     /// The kernel does not tell.
-    pub fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, <K::WireguardPeers as Target>::Error> {
-        self.wireguard_peers.target().sessions()
+    pub fn contacts(&mut self) -> Result<BTreeMap<PeerKey, Contact>, <K::WireguardPeers as Target>::Error> {
+        self.wireguard_peers.target().contacts()
     }
 
     /// Has the key made that follows the first one, for the second device.

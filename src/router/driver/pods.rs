@@ -37,7 +37,7 @@ impl<K: Kernel> Driver<K> {
         let noted = self.unreached.missing.clone().filter(|_| self.reached);
         let notes = noted.into_iter().chain(self.unreached.late.clone()).chain(self.outside().note());
         let notes = notes.chain(self.awaited_services.note_text());
-        let notes = notes.chain(self.key_change.notes());
+        let notes = notes.chain(self.key_change.notes()).chain(self.answers.note.clone());
         let unread = self.plan.desired().problems.iter().filter(|problem| problem.about == About::ExternalPeers);
         let notes = notes.chain(unread.map(ToString::to_string));
         self.context.notes.set(notes.collect());

@@ -80,7 +80,9 @@ impl<K: Kernel> Driver<K> {
         if !self.has_second() {
             return;
         }
-        let sessions = self.mirrors.sessions();
+        let contacts = self.mirrors.contacts();
+        let sessions =
+            contacts.map(|contacts| contacts.into_iter().map(|(key, contact)| (key, contact.session)).collect());
         self.key_change.sees_sessions = sessions.is_ok();
         let failure = sessions.as_ref().err().map(|error| format!("sessions of WireGuard cannot be read: {error}"));
         note_failure(&mut self.key_change.unseen, failure);

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::keyring::Keyring;
 use crate::kernel::link::LinkName;
-use crate::kernel::wireguard::{Devices, PeerKey, Peers, Session, Wireguard};
+use crate::kernel::wireguard::{Contact, Devices, PeerKey, Peers, Wireguard};
 use crate::kernel::{Cause, Error};
 use crate::net::PublicKey;
 use crate::reconcile::{Failure, Phase, Step, Target};
@@ -110,8 +110,8 @@ impl HasKeys for KeyedDevices {
 }
 
 impl HasSessions for Peers {
-    fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, Error> {
-        Peers::sessions(self)
+    fn contacts(&mut self) -> Result<BTreeMap<PeerKey, Contact>, Error> {
+        Peers::contacts(self)
     }
 }
 

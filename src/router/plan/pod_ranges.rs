@@ -272,7 +272,7 @@ impl Plan {
     }
 
     /// Returns whether a node should announce pod CIDRs to us.
-    fn should_announce(&self, node: &CompactString) -> bool {
+    pub(super) fn should_announce(&self, node: &CompactString) -> bool {
         let is_ready = self.known.nodes.get(node).is_some_and(|node| node.should_announce);
         let is_meant = self.takes_node_objects() || self.nodes.peer(node).is_some();
         is_ready && is_meant && !self.nodes.ranges_of(node).is_empty()

@@ -97,6 +97,12 @@ impl Plan {
         self.known.nodes.get(node)?.wireguard_next_key
     }
 
+    /// Returns the nodes that are `Ready` and have one of these peers, by name.
+    pub fn ready_nodes_of(&self, peers: &BTreeSet<&PeerKey>) -> Vec<&CompactString> {
+        let theirs = self.wireguard.by_node.iter().filter(|(_, keys)| keys.iter().any(|key| peers.contains(key)));
+        theirs.map(|(node, _)| node).filter(|node| self.should_announce(node)).collect()
+    }
+
     /// Has the peer of a node looked at again, and those of nodes with which it shares anything. Called before and after a change of the node.
     pub(super) fn mark_peer(&mut self, node: &CompactString) {
         if !self.decrypts() {

@@ -18,7 +18,7 @@ use sluice::kernel::route::{Fate, Route, RouteKey, TABLE_MAIN, Taken};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::kernel::vxlan::{Entry, EntryKey, Vxlan, is_same_device};
-use sluice::kernel::wireguard::{Peer, PeerKey, Peers, Session, Wireguard};
+use sluice::kernel::wireguard::{Contact, Peer, PeerKey, Peers, Wireguard};
 use sluice::net::{Family, PerFamily, PublicKey};
 use sluice::reconcile::{Optional, Target};
 use sluice::router::apply::{HasKeys, HasSessions, Kernel, OwnsPorts, PodRoutes, Targets, set_names};
@@ -260,7 +260,7 @@ impl HasKeys for Memory<WireguardDevices> {
 
 /// Nobody is at the other ends.
 impl HasSessions for Memory<WireguardPeers> {
-    fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, Error> {
+    fn contacts(&mut self) -> Result<BTreeMap<PeerKey, Contact>, Error> {
         Ok(BTreeMap::new())
     }
 }
