@@ -113,8 +113,8 @@ mod tests {
             ),
             (
                 vec![(Over, 0), (Over, 0), (Over, 0), (Over, 0), (Over, 148), (Over, 300), (Over, 400)],
-                vec![6],
-                "the time counts from the first packet",
+                vec![5, 6],
+                "the time counts from the look before the first packet",
             ),
             (vec![(Over, 900), (Over, 1000), (Over, 50), (Over, 90), (Over, 200)], vec![4], "the peer was made anew"),
         ] {
