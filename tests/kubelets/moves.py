@@ -144,9 +144,9 @@ class Move:
     def ask_for_ever(self, bed, i):
         """Requests of a node to the Service, one after the other, until it ends. One that failed says when it began."""
         ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null http://{web_address(bed)}/name 2>&1"
-        loop = f"while :; do at=$(date +%FT%T); if said=$({ask}); then echo ok; else echo $at $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
-        # What has not begun a session of its own ends with the command.
-        bed.on(i, f"setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 & until test -e {LOG}; do sleep 0.1; done")
+        loop = f"touch {LOG}.begun; while :; do at=$(date +%FT%T); if said=$({ask}); then echo ok; else echo $at $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
+        # What has not begun a session of its own ends with the command. The log may be there from before a reboot.
+        bed.on(i, f"rm -f {LOG}.begun; setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 & until test -e {LOG}.begun; do sleep 0.1; done")
 
     def links_of_pods(self, bed, i, network):
         """The links of pods on a node that are on a bridge."""
