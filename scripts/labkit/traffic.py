@@ -224,7 +224,8 @@ class Load:
     `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
     `lasting` connections stay open and exchange a message every `pause` seconds, each in turn. With `resends` those of UDP
     send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waits` are new connections of TCP whose first packet was sent again, lost or
-    late by a second: since when by the monotonic clock, for how many seconds, from which port, how often, and who answered. `late` are times in which a connection and its answer took longer than `LATE`.
+    late by a second: since when by the monotonic clock, for how many seconds, from which port, how often, and who answered. `late` are times in which the next
+    connection began, or a connection and its answer came about, later than it should by more than `LATE`.
     """
 
     def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False):
@@ -278,10 +279,7 @@ def work(address, port, protocol, lasting, pause, resends):
                     waits.append((at, time.monotonic() - at, sock.getsockname()[1], again, who))
         except OSError as error:
             errors[word(error)] += 1
-        took = time.monotonic() - at
-        slowest = max(slowest, took)
-        if took > LATE:
-            late.append((at, took))
+        slowest = max(slowest, time.monotonic() - at)
         if held:
             sock, before = held.pop(0)
             try:
@@ -293,6 +291,8 @@ def work(address, port, protocol, lasting, pause, resends):
             except OSError as error:
                 breaks[word(error)] += 1
         time.sleep(max(0.0, pause - (time.monotonic() - at)))
+        if (took := time.monotonic() - at) > pause + LATE:
+            late.append((at, took))
     return {"fresh": sum(answers.values()) + sum(errors.values()), "failed": sum(errors.values()), "errors": dict(errors),
             "answers": dict(sorted(answers.items())), "lasting": lasting, "messages": messages,
             "broken": sum(breaks.values()), "breaks": dict(breaks), "waits": waits, "late": late, "slowest_ms": round(slowest * 1000)}

@@ -94,6 +94,8 @@ pub enum Session {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Contact {
     pub session: Session,
+    /// When the last handshake was, since 1970; zero for never.
+    pub handshake: Duration,
     /// Bytes that were sent to it since the peer was made, handshakes among them.
     pub sent: u64,
 }

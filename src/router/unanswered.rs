@@ -8,52 +8,67 @@ use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 
-use crate::kernel::wireguard::{Contact, PeerKey, Session};
+use crate::kernel::wireguard::{Contact, PeerKey};
 
 /// Interval of looks at what is sent.
 pub const LOOK: Duration = Duration::from_secs(15);
 /// Time for which packets are sent without an answer before that is told: six handshakes.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Time for which a handshake serves (`REJECT_AFTER_TIME`, and some for those on their way). It is counted here: the clock by which the kernel tells it may be set.
+const SERVES: Duration = Duration::from_secs(200);
+/// Time without a packet after which it is open again whether the peer answers. The kernel ceases after 95 s, and who sends may wait for longer than that.
+const QUIET: Duration = Duration::from_secs(180);
 /// How many nodes are named.
 const NAMED: usize = 3;
 
-/// Peers without a session.
+/// Traffic to peers, as of the last look.
 #[derive(Default, Debug)]
-pub struct Unanswered(BTreeMap<PeerKey, Waiting>);
+pub struct Unanswered(BTreeMap<PeerKey, Seen>);
 
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
+struct Seen {
+    /// When the last handshake was, by the kernel's clock; zero for never.
+    handshake: Duration,
+    /// Since when it has been the last one.
     since: Instant,
-    /// Bytes that were sent to the peer, as of the last look.
+    /// Bytes that were sent to the peer.
     sent: u64,
-    /// Some were between the last two looks.
-    is_sending: bool,
+    /// Since when packets are sent in this time, and when some were last seen to be; `None` where none are.
+    sending: Option<(Instant, Instant)>,
 }
 
 impl Unanswered {
-    /// Takes a look at all peers. One to which nothing is sent is not waited for.
+    /// Takes a look at all peers.
     pub fn look(&mut self, contacts: &BTreeMap<PeerKey, Contact>, now: Instant) {
         let before = std::mem::take(&mut self.0);
-        let over = contacts.iter().filter(|(_, contact)| contact.session == Session::Over);
-        let waiting = over.map(|(key, contact)| {
+        let seen = contacts.iter().map(|(key, contact)| {
             // A counter that is smaller is that of a new peer.
             let known = before.get(key).filter(|known| known.sent <= contact.sent);
+            let known = known.filter(|known| known.handshake == contact.handshake);
             let is_sending = known.is_some_and(|known| known.sent < contact.sent);
-            let since = known.filter(|known| known.is_sending || is_sending).map_or(now, |known| known.since);
-            (key.clone(), Waiting { since, sent: contact.sent, is_sending })
+            let sending = known.and_then(|known| known.sending).filter(|(_, last)| now < *last + QUIET);
+            let sending = match (sending, is_sending) {
+                (Some((since, _)), true) => Some((since, now)),
+                (None, true) => Some((now, now)),
+                (sending, false) => sending,
+            };
+            let since = known.map_or(now, |known| known.since);
+            (key.clone(), Seen { handshake: contact.handshake, since, sent: contact.sent, sending })
         });
-        self.0 = waiting.collect();
+        self.0 = seen.collect();
     }
 
-    /// Peers that have not answered for long enough.
-    pub fn silent(&self, now: Instant) -> impl Iterator<Item = &PeerKey> {
-        let is_silent = move |waiting: &Waiting| waiting.is_sending && now >= waiting.since + PATIENCE;
-        self.0.iter().filter(move |(_, waiting)| is_silent(waiting)).map(|(key, _)| key)
+    /// Returns whether packets are sent to a peer and it does not answer.
+    pub fn is_silent(&self, peer: &PeerKey, now: Instant) -> bool {
+        self.0.get(peer).is_some_and(|seen| {
+            let may_serve = !seen.handshake.is_zero() && now < seen.since + SERVES;
+            !may_serve && seen.sending.is_some_and(|(since, _)| now >= since + PATIENCE)
+        })
     }
 }
 
-/// Returns what to tell of these nodes, whose keys are sent to at this UDP port; `None` without any.
-pub fn note(nodes: &[&CompactString], port: u16) -> Option<String> {
+/// Returns what to tell of these nodes, which receive at these UDP ports, of which the second one is there while a key changes; `None` without any.
+pub fn note(nodes: &[&CompactString], ports: (u16, Option<u16>)) -> Option<String> {
     let named = nodes.iter().take(NAMED).map(|node| node.as_str()).collect::<Vec<_>>().join(", ");
     let (who, more) = match nodes.len() {
         0 => return None,
@@ -61,8 +76,12 @@ pub fn note(nodes: &[&CompactString], port: u16) -> Option<String> {
         many if many > NAMED => ("Nodes", format!(" and {} more", many - NAMED)),
         _ => ("Nodes", String::new()),
     };
+    let ports = match ports {
+        (port, None) => format!("UDP port {port}"),
+        (port, Some(second)) => format!("UDP ports {port} and {second}"),
+    };
     Some(format!(
-        "{who} {named}{more}: no answer over WireGuard. Packets are sent and no handshake comes about: UDP port {port} must be open between the hosts in both directions, \
+        "{who} {named}{more}: no answer over WireGuard. Packets are sent and no handshake comes about: {ports} must be open between the hosts in both directions, \
          and the agent there must have read this node's key"
     ))
 }
@@ -71,72 +90,68 @@ pub fn note(nodes: &[&CompactString], port: u16) -> Option<String> {
 mod tests {
     use super::*;
     use crate::kernel::link::LinkName;
+    use crate::kernel::wireguard::Session;
     use crate::net::PublicKey;
 
     fn key(number: u8) -> PeerKey {
         PeerKey { link: LinkName("sluice-wg0".into()), key: PublicKey::new(&[number; 32]).expect("a key") }
     }
 
-    /// Looks every 15 s at one peer, with a session or without, to which so many bytes were sent; returns after which looks it is silent.
-    fn silent_after(looks: &[(Session, u64)]) -> Vec<usize> {
+    /// Looks every 15 s at one peer, whose last handshake was then, and to which so many bytes were sent; returns after which looks it is silent.
+    fn silent_after(looks: impl IntoIterator<Item = (u64, u64)>) -> Vec<usize> {
         let (mut unanswered, start) = (Unanswered::default(), Instant::now());
         let mut found = Vec::new();
-        for (number, (session, sent)) in looks.iter().enumerate() {
+        for (number, (handshake, sent)) in looks.into_iter().enumerate() {
             let now = start + LOOK * u32::try_from(number).expect("few");
-            unanswered.look(&BTreeMap::from([(key(1), Contact { session: *session, sent: *sent })]), now);
-            found.extend(unanswered.silent(now).map(|_| number));
+            let handshake = Duration::from_secs(handshake);
+            let contact = Contact { session: Session::Over, handshake, sent };
+            unanswered.look(&BTreeMap::from([(key(1), contact)]), now);
+            found.extend(unanswered.is_silent(&key(1), now).then_some(number));
         }
         found
     }
 
     #[test]
-    fn a_peer_is_silent_when_packets_are_sent_to_it_for_half_a_minute_and_no_session_comes_about() {
-        use Session::{Live, Over, Uncertain};
-        for (looks, silent, why) in [
-            (vec![(Over, 0), (Over, 148), (Over, 592), (Over, 900)], vec![2, 3], "handshakes alone are sent"),
-            (vec![(Over, 500); 6], vec![], "nothing is sent"),
-            (vec![(Over, 0), (Over, 148), (Live, 592), (Live, 9000), (Over, 9000)], vec![], "it answers"),
-            (vec![(Uncertain, 0), (Uncertain, 148), (Uncertain, 300), (Uncertain, 400)], vec![], "it may have one"),
-            (
-                vec![
-                    (Over, 0),
-                    (Over, 148),
-                    (Over, 592),
-                    (Over, 592),
-                    (Over, 592),
-                    (Over, 700),
-                    (Over, 800),
-                    (Over, 900),
-                ],
-                vec![2, 6, 7],
-                "who sends again after a pause is waited for anew",
-            ),
-            (
-                vec![(Over, 0), (Over, 0), (Over, 0), (Over, 0), (Over, 148), (Over, 300), (Over, 400)],
-                vec![5, 6],
-                "the time counts from the look before the first packet",
-            ),
-            (vec![(Over, 900), (Over, 1000), (Over, 50), (Over, 90), (Over, 200)], vec![4], "the peer was made anew"),
-        ] {
-            assert_eq!(silent_after(&looks), silent, "{why}");
-        }
+    fn a_peer_is_silent_when_packets_are_sent_to_it_for_half_a_minute_and_no_handshake_comes_about() {
+        let never = |sent: &[u64]| silent_after(sent.iter().map(|sent| (0, *sent)));
+        assert_eq!(never(&[0, 148, 592, 900, 1200]), [3, 4], "handshakes alone are sent");
+        assert_eq!(never(&[500; 20]), [0; 0], "nothing is sent");
+        assert_eq!(never(&[0, 0, 0, 148, 300, 400]), [5], "the time counts from the first packet");
+        assert_eq!(never(&[900, 1000, 50, 90, 200, 300]), [5], "the peer was made anew");
+        let paused: Vec<u64> = [0, 148, 592, 900].into_iter().chain([900; 11]).chain([900, 1000, 1100, 1200]).collect();
+        assert_eq!(
+            never(&paused),
+            (3..15).chain([18]).collect::<Vec<_>>(),
+            "who sends again after a long pause is waited for anew"
+        );
+    }
+
+    #[test]
+    fn a_peer_that_has_answered_is_silent_when_its_last_handshake_serves_no_more_whatever_the_clock_says() {
+        let busy = |handshake: fn(u64) -> u64| silent_after((0..30).map(move |look| (handshake(look), 1000 * look)));
+        assert_eq!(busy(|_| 7), (14..30).collect::<Vec<_>>(), "200 s after it was first seen");
+        assert_eq!(busy(|look| 7 + look / 8), [0; 0], "there is a new one every two minutes");
     }
 
     #[test]
     fn peers_that_are_gone_are_forgotten() {
         let (mut unanswered, now) = (Unanswered::default(), Instant::now());
-        unanswered.look(&BTreeMap::from([(key(1), Contact { session: Session::Over, sent: 0 })]), now);
+        let contact = Contact { session: Session::Over, handshake: Duration::ZERO, sent: 0 };
+        unanswered.look(&BTreeMap::from([(key(1), contact)]), now);
         unanswered.look(&BTreeMap::new(), now);
-        assert!(unanswered.0.is_empty());
+        assert!(unanswered.0.is_empty() && !unanswered.is_silent(&key(1), now));
     }
 
     #[test]
     fn a_note_names_some_nodes_and_the_port() {
         let names: Vec<CompactString> = (1..=5).map(|number| format!("node{number}").into()).collect();
         let names: Vec<&CompactString> = names.iter().collect();
-        assert_eq!(note(&[], 51820), None);
-        let said = |count: usize| note(&names[..count], 51821).expect("there are some");
-        assert!(said(1).starts_with("Node node1: no answer over WireGuard. ") && said(1).contains("UDP port 51821"));
+        assert_eq!(note(&[], (51820, None)), None);
+        let said = |count: usize| note(&names[..count], (51820, (count > 1).then_some(51821))).expect("there are some");
+        assert!(
+            said(1).starts_with("Node node1: no answer over WireGuard. ") && said(1).contains("UDP port 51820 must")
+        );
+        assert!(said(2).contains("UDP ports 51820 and 51821 must"));
         assert!(said(3).starts_with("Nodes node1, node2, node3: "));
         assert!(said(5).starts_with("Nodes node1, node2, node3 and 2 more: "));
     }

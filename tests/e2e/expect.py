@@ -222,7 +222,9 @@ def load(*targets, pause=0.03, resends=False):
             time.sleep(max(0, until - time.monotonic()))
         finally:
             outcomes += [(t, process.stop()) for t, process in running]
-            still = clock.stop()["late"]
+            clock = clock.stop()
+    that(clock["failed"] == 0 and clock["fresh"] > 10, "of connections beside all that is ours:", clock)
+    still = clock["late"]
     for target, outcome in outcomes:
         that(outcome["failed"] == 0 and outcome["broken"] == 0, target, outcome)
         that(outcome["fresh"] > 10 and outcome["messages"] > 10, "hardly any traffic:", target, outcome)
@@ -230,6 +232,7 @@ def load(*targets, pause=0.03, resends=False):
         late, lost = _told_apart(outcome["waits"], still)
         if late or lost:
             print(f"       of {outcome['fresh']} connections {len(lost)} waited for a lost packet, {len(late)} for one that was late as others were, the slowest of all {outcome['slowest_ms']} ms: {target}, {lost}", flush=True)
+        that(len(late) <= max(8, outcome["fresh"] / 20), "too many were late to be so by chance:", target, outcome, still)
     that(all(len(_told_apart(outcome["waits"], still)[1]) <= STANDSTILLS for _, outcome in outcomes), "packets of new connections were lost:", outcomes, "beside a clock that stood still", still)
 
 

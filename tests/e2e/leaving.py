@@ -17,12 +17,12 @@ from labkit.objects import Port
 from router import learned
 
 DELAY = 5  # seconds of --drain-delay
+TAINT = "example.com/leaving"
 FLAGS = ["--advertise-cluster-ip", f"--cluster-asn={NODES}", f"--drain-delay={DELAY}s", f"--drain-taints={TAINT}", "--enable-bfd-mesh",
          f"--bfd-desired-min-tx-interval={INTERVAL}", f"--bfd-required-min-rx-interval={INTERVAL}"]
 SWITCHED = 15  # seconds: ten times those of BFD, as nodes live in an emulator; without BFD it would be 90
 FLOWS = 8  # of each family: some of them go by way of the node that leaves
 PODS = ["n1p1", "n2p1"]
-TAINT = "example.com/leaving"
 NODE_PORT = 30097
 NONE_LEFT = "IPVS has no connection of a client outside of the cluster any more"
 

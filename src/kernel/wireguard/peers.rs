@@ -51,7 +51,8 @@ impl Peers {
             }
             // A later piece of a peer has no time.
             for peer in self.list(&link)? {
-                let contact = Contact { session: Session::at(peer.last_handshake, now), sent: peer.sent };
+                let handshake = peer.last_handshake;
+                let contact = Contact { session: Session::at(handshake, now), handshake, sent: peer.sent };
                 found.entry(PeerKey { link: link.clone(), key: peer.key }).or_insert(contact);
             }
         }

@@ -173,7 +173,8 @@ fn place(method: &AddressDetection, one: &Candidate, all: &[Candidate], source: 
 /// be here for the moment alone, as the address that servers of the control plane share, so that another of its network on its link is better where it has none of its
 /// own; on a link that leads nowhere it says nothing.
 fn beside_target(one: &Candidate, all: &[Candidate], target: IpAddr) -> Option<usize> {
-    let holder = all.iter().find(|other| other.address.addr() == target)?;
+    let holders = all.iter().filter(|other| other.address.addr() == target);
+    let holder = holders.min_by_key(|other| leads_nowhere(other))?;
     let is_target = one.address.addr() == target;
     if one.link != holder.link {
         return None;
@@ -182,7 +183,8 @@ fn beside_target(one: &Candidate, all: &[Candidate], target: IpAddr) -> Option<u
         true if is_target => (!leads_nowhere(holder)).then_some(2),
         true if one.address.contains(&target) => Some(0),
         true => (!is_alone(one)).then_some(1),
-        false => one.address.contains(&target).then_some(0),
+        // In the order of IPv4 addresses what comes later is behind the node's own; that of IPv6 addresses says nothing.
+        false => one.address.contains(&target).then_some(usize::from(is_target && target.is_ipv6())),
     }
 }
 

@@ -85,10 +85,10 @@ fn a_destination_that_is_on_this_host_is_not_its_address_if_it_moves() {
             "it has no network",
         ),
         (
-            "eth0 192.0.2.1/24; eth0 192.0.2.9/24; eth0 2001:db8::1/64; eth0 2001:db8::9/64",
+            "eth0 192.0.2.1/24; eth0 192.0.2.9/24; eth0 2001:db8::9/64; eth0 2001:db8::10/64",
             "",
-            "192.0.2.1 2001:db8::1",
-            "it is secondary",
+            "192.0.2.1 2001:db8::10",
+            "it is secondary, or there is another one",
         ),
         ("eth0 192.0.2.9/24; eth0 2001:db8::9/64", "", "192.0.2.9 2001:db8::9", "it is the node's own"),
         (

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use compact_str::CompactString;
 use tracing::{info, warn};
 
 use super::Driver;
@@ -14,7 +15,9 @@ use crate::router::unanswered::{LOOK, Unanswered, note};
 pub(super) struct Answers {
     unanswered: Unanswered,
     looked_at: Option<Instant>,
-    /// Note about the nodes that do not answer.
+    /// The nodes that do not answer, of which the log has told.
+    silent: BTreeSet<CompactString>,
+    /// Note about them.
     pub note: Option<String>,
 }
 
@@ -28,18 +31,21 @@ impl<K: Kernel> Driver<K> {
         self.answers.looked_at = Some(now);
         // That the kernel does not tell is told with what else is read of it.
         let Ok(contacts) = self.mirrors.contacts() else { return };
-        self.answers.unanswered.look(&contacts, now);
-        let silent: BTreeSet<_> = self.answers.unanswered.silent(now).collect();
-        let found = match silent.is_empty() {
-            true => Vec::new(),
-            false => self.plan.ready_nodes_of(&silent),
+        let Answers { unanswered, silent, note: told, .. } = &mut self.answers;
+        unanswered.look(&contacts, now);
+        // What the API server says of a node while it is away is old.
+        let found = match *self.context.nodes_are_read.borrow() {
+            true => self.plan.ready_nodes_sent_to_by(|peer| unanswered.is_silent(peer, now)),
+            false => Vec::new(),
         };
-        let found = note(&found, encryption.port);
-        match (&self.answers.note, &found) {
-            (None, Some(reason)) => warn!(reason, "Nodes do not answer over WireGuard"),
-            (Some(_), None) => info!("No node is sent to over WireGuard without an answer any more"),
-            (None, None) | (Some(_), Some(_)) => {}
+        let ports = (encryption.port, self.mirrors.has_second().then(|| encryption.second_port()));
+        let new: Vec<&CompactString> = found.iter().copied().filter(|node| !silent.contains(*node)).collect();
+        if let Some(reason) = note(&new, ports) {
+            warn!(reason, "Nodes do not answer over WireGuard");
+        } else if found.is_empty() && !silent.is_empty() {
+            info!("All nodes answer over WireGuard again, or are not sent to");
         }
-        self.answers.note = found;
+        *told = note(&found, ports);
+        *silent = found.into_iter().cloned().collect();
     }
 }

@@ -30,7 +30,7 @@ use crate::kernel::link::LinkName;
 use crate::kernel::wireguard::{Peer, PeerKey};
 use crate::net::{Family, Prefixes, PublicKey};
 use crate::router::desired::RouterChanges;
-use crate::router::names::WIREGUARD;
+use crate::router::names::{WIREGUARD, WIREGUARD_SECOND};
 use crate::router::problem::{About, Problem};
 use crate::router::routes::RouteTableChanges;
 
@@ -97,10 +97,15 @@ impl Plan {
         self.known.nodes.get(node)?.wireguard_next_key
     }
 
-    /// Returns the nodes that are `Ready` and have one of these peers, by name.
-    pub fn ready_nodes_of(&self, peers: &BTreeSet<&PeerKey>) -> Vec<&CompactString> {
-        let theirs = self.wireguard.by_node.iter().filter(|(_, keys)| keys.iter().any(|key| peers.contains(key)));
-        theirs.map(|(node, _)| node).filter(|node| self.should_announce(node)).collect()
+    /// Returns the nodes that are `Ready` and are sent to by a peer of these, by name. While a key changes a node has another one, by which nothing need pass.
+    pub fn ready_nodes_sent_to_by(&self, is_of_these: impl Fn(&PeerKey) -> bool) -> Vec<&CompactString> {
+        let sent_by =
+            |node: &CompactString| if self.wireguard.second.uses(node) { WIREGUARD_SECOND } else { WIREGUARD };
+        let nodes = self.wireguard.by_node.iter().filter(|(node, keys)| {
+            let link = sent_by(node);
+            keys.iter().any(|key| key.link.0 == link && is_of_these(key)) && self.should_announce(node)
+        });
+        nodes.map(|(node, _)| node).collect()
     }
 
     /// Has the peer of a node looked at again, and those of nodes with which it shares anything. Called before and after a change of the node.

@@ -49,6 +49,13 @@ pub(super) struct Second {
     is_known: bool,
 }
 
+impl Second {
+    /// Returns whether packets to a node are sent by the second device.
+    pub(super) fn uses(&self, node: &CompactString) -> bool {
+        self.used.contains(node)
+    }
+}
+
 impl Plan {
     /// Sets the keys of our own devices, as the kernel and the files tell them.
     pub fn set_own_keys(&mut self, keys: OwnKeys) -> RouterChanges {
