@@ -223,7 +223,7 @@ def load(*targets, pause=0.03, resends=False):
         finally:
             outcomes += [(t, process.stop()) for t, process in running]
             clock = clock.stop()
-    that(clock["failed"] == 0 and clock["fresh"] > 10, "of connections beside all that is ours:", clock)
+    that(clock["failed"] == 0 and clock["fresh"] > 2, "of connections beside all that is ours:", clock)
     still = clock["late"]
     for target, outcome in outcomes:
         that(outcome["failed"] == 0 and outcome["broken"] == 0, target, outcome)
