@@ -47,12 +47,15 @@ impl Unanswered {
             let known = known.filter(|known| known.handshake == contact.handshake);
             let is_sending = known.is_some_and(|known| known.sent < contact.sent);
             let sending = known.and_then(|known| known.sending).filter(|(_, last)| now < *last + QUIET);
+            let since = known.map_or(now, |known| known.since);
+            // What was sent while the last handshake served may have been answered all.
+            let may_serve = !contact.handshake.is_zero() && now < since + SERVES;
             let sending = match (sending, is_sending) {
+                _ if may_serve => None,
                 (Some((since, _)), true) => Some((since, now)),
                 (None, true) => Some((now, now)),
                 (sending, false) => sending,
             };
-            let since = known.map_or(now, |known| known.since);
             (key.clone(), Seen { handshake: contact.handshake, since, sent: contact.sent, sending })
         });
         self.0 = seen.collect();
@@ -60,10 +63,8 @@ impl Unanswered {
 
     /// Returns whether packets are sent to a peer and it does not answer.
     pub fn is_silent(&self, peer: &PeerKey, now: Instant) -> bool {
-        self.0.get(peer).is_some_and(|seen| {
-            let may_serve = !seen.handshake.is_zero() && now < seen.since + SERVES;
-            !may_serve && seen.sending.is_some_and(|(since, _)| now >= since + PATIENCE)
-        })
+        let sending = self.0.get(peer).and_then(|seen| seen.sending);
+        sending.is_some_and(|(since, _)| now >= since + PATIENCE)
     }
 }
 
@@ -129,7 +130,10 @@ mod tests {
     #[test]
     fn a_peer_that_has_answered_is_silent_when_its_last_handshake_serves_no_more_whatever_the_clock_says() {
         let busy = |handshake: fn(u64) -> u64| silent_after((0..30).map(move |look| (handshake(look), 1000 * look)));
-        assert_eq!(busy(|_| 7), (14..30).collect::<Vec<_>>(), "200 s after it was first seen");
+        assert_eq!(busy(|_| 7), (16..30).collect::<Vec<_>>(), "half a minute and 200 s after it was first seen");
+        let until = |last: u64| silent_after((0..40).map(move |look| (7, 1000 * look.min(last))));
+        assert_eq!(until(5), [0; 0], "nothing more was sent");
+        assert_eq!(until(13), [0; 0], "nothing was sent any more when it served no more");
         assert_eq!(busy(|look| 7 + look / 8), [0; 0], "there is a new one every two minutes");
     }
 

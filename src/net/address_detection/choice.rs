@@ -92,8 +92,10 @@ pub fn choose(
         };
         let mut ranked: Vec<((Rank, bool), &Candidate)> =
             fitting.iter().map(|(rank, one)| ((*rank, may_move(*rank, one)), *one)).collect();
+        // In the order of IPv4 addresses one that moves is behind the node's own; that of IPv6 addresses says nothing of it.
+        let moves = |one: &Candidate| family == Family::V6 && *method.targets().of(family) == Some(one.address.addr());
         // Stable: addresses of one link stay in the kernel's order.
-        ranked.sort_by_key(|(rank, one)| (*rank, one.index, order(one)));
+        ranked.sort_by_key(|(rank, one)| (*rank, one.index, moves(one), order(one)));
         let former = *former.of(family);
         let best = ranked.first().map(|(rank, _)| *rank);
         let of_best = || ranked.iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, one)| one.address.addr());
@@ -183,8 +185,7 @@ fn beside_target(one: &Candidate, all: &[Candidate], target: IpAddr) -> Option<u
         true if is_target => (!leads_nowhere(holder)).then_some(2),
         true if one.address.contains(&target) => Some(0),
         true => (!is_alone(one)).then_some(1),
-        // In the order of IPv4 addresses what comes later is behind the node's own; that of IPv6 addresses says nothing.
-        false => one.address.contains(&target).then_some(usize::from(is_target && target.is_ipv6())),
+        false => one.address.contains(&target).then_some(0),
     }
 }
 

@@ -92,6 +92,12 @@ fn a_destination_that_is_on_this_host_is_not_its_address_if_it_moves() {
         ),
         ("eth0 192.0.2.9/24; eth0 2001:db8::9/64", "", "192.0.2.9 2001:db8::9", "it is the node's own"),
         (
+            "eth0 192.0.2.9/24; eth0 192.0.2.10/24; eth0 2001:db8::9/64; eth0 2001:db8::10/64",
+            "192.0.2.9 2001:db8::9",
+            "192.0.2.9 2001:db8::9",
+            "so does the destination",
+        ),
+        (
             "eth0 192.0.2.9/24; eth0 192.0.2.10/24; eth0 2001:db8::9/64; eth0 2001:db8::a/64",
             "192.0.2.10 2001:db8::a",
             "192.0.2.10 2001:db8::a",

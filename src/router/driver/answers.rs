@@ -33,11 +33,11 @@ impl<K: Kernel> Driver<K> {
         let Ok(contacts) = self.mirrors.contacts() else { return };
         let Answers { unanswered, silent, note: told, .. } = &mut self.answers;
         unanswered.look(&contacts, now);
-        // What the API server says of a node while it is away is old.
-        let found = match *self.context.nodes_are_read.borrow() {
-            true => self.plan.ready_nodes_sent_to_by(|peer| unanswered.is_silent(peer, now)),
-            false => Vec::new(),
-        };
+        // What the API server says of a node while it is away is old: what was found before stays.
+        if !*self.context.nodes_are_read.borrow() {
+            return;
+        }
+        let found = self.plan.ready_nodes_sent_to_by(|peer| unanswered.is_silent(peer, now));
         let ports = (encryption.port, self.mirrors.has_second().then(|| encryption.second_port()));
         let new: Vec<&CompactString> = found.iter().copied().filter(|node| !silent.contains(*node)).collect();
         if let Some(reason) = note(&new, ports) {
