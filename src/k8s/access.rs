@@ -36,8 +36,8 @@ pub struct Right {
 pub enum Allowed {
     Yes,
     No,
-    /// Why it did not say, as a sentence without its end.
-    NotSaid(String),
+    /// Why it did not say.
+    NotSaid(Unknown),
 }
 
 /// Why an object is not known.
@@ -209,9 +209,9 @@ pub async fn review(asked: &Questions, rights: &[Right]) -> Vec<Allowed> {
             Ok(review) => match review.pointer("/status/allowed").and_then(Value::as_bool) {
                 Some(true) => Allowed::Yes,
                 Some(false) => Allowed::No,
-                None => Allowed::NotSaid("the answer makes no sense".to_owned()),
+                None => Allowed::NotSaid(Unknown::Unreachable("the answer makes no sense".to_owned())),
             },
-            Err(unknown) => Allowed::NotSaid(unknown.reason()),
+            Err(unknown) => Allowed::NotSaid(unknown),
         });
     }
     answers
@@ -304,7 +304,10 @@ mod tests {
         assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
         assert_eq!(answers.len(), 100);
         assert!(answers.iter().all(|answer| matches!(answer, Allowed::NotSaid(_))), "{answers:?}");
-        assert!(matches!(answers.last(), Some(Allowed::NotSaid(why)) if why.contains("too long")), "{answers:?}");
+        assert!(
+            matches!(answers.last(), Some(Allowed::NotSaid(Unknown::Unreachable(why))) if why.contains("too long")),
+            "{answers:?}"
+        );
     }
 
     #[test]

@@ -166,7 +166,7 @@ fn node(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
         Err(unknown) => {
             let what = format!("it cannot be read: {}", unknown.reason());
             let why = "its addresses and pod ranges are not known here; the agent reads it by a list".to_owned();
-            let todo = "allow get on nodes".to_owned();
+            let todo = to_be_told(unknown, "allow get on nodes");
             return vec![Finding::bad(Level::Degraded, subject, [what, why, todo])];
         }
     };
@@ -209,8 +209,8 @@ fn lacking(asked: &[AskedRight], needed: &[NeededRight]) -> Vec<Finding> {
         let Some(need) = needed.iter().find(|need| need.right == *right) else { continue };
         match allowed {
             Allowed::Yes => continue,
-            Allowed::NotSaid(reason) => {
-                not_said = Some(reason);
+            Allowed::NotSaid(unknown) => {
+                not_said = Some(unknown);
                 continue;
             }
             Allowed::No if !is_served => continue,
@@ -260,7 +260,7 @@ fn lacking(asked: &[AskedRight], needed: &[NeededRight]) -> Vec<Finding> {
             }
         })
         .collect();
-    judged.extend(not_said.map(|reason| unsaid(reason)));
+    judged.extend(not_said.map(unsaid));
     if judged.iter().all(|finding| finding.level == Level::Ok) && !asked.is_empty() {
         let count = asked.iter().filter(|one| one.allowed == Allowed::Yes).count();
         judged.push(Finding::ok("rights", format!("the credentials have all {count} that are needed")));
@@ -268,11 +268,19 @@ fn lacking(asked: &[AskedRight], needed: &[NeededRight]) -> Vec<Finding> {
     judged
 }
 
-fn unsaid(reason: &str) -> Finding {
-    let what = format!("the API server does not say: {reason}");
+fn unsaid(unknown: &Unknown) -> Finding {
+    let what = format!("the API server does not say of all of them: {}", unknown.reason());
     let why = "a right that lacks shows in /readyz only after the start".to_owned();
-    let todo = "allow create on selfsubjectaccessreviews, as the role system:basic-user does".to_owned();
+    let todo = to_be_told(unknown, "allow create on selfsubjectaccessreviews, as the role system:basic-user does");
     Finding::bad(Level::Degraded, "rights", [what, why, todo])
+}
+
+/// Returns what to do about an answer that did not come: a server that is slow or away has refused nothing.
+fn to_be_told(unknown: &Unknown, refused: &str) -> String {
+    match unknown {
+        Unknown::Unreachable(_) => "ask again when the API server answers in time".to_owned(),
+        Unknown::Absent | Unknown::Refused(_) | Unknown::Forbidden(_) => refused.to_owned(),
+    }
 }
 
 /// Returns the name of the object for which a role grants a right. One role serves all nodes, so it names none of them.

@@ -106,8 +106,15 @@ fn rights_that_lack_are_named_as_a_role_has_them() {
     check(&balancer, leases, Level::Fatal, &["resources [leases], verbs [create] in the namespace kube-system"]);
     let pools = without("", "configmaps", &["list", "watch"], true);
     check(&balancer, pools, Level::Degraded, &["resourceNames [kube-router-lb-pools], verbs [list, watch]"]);
-    let silent = |facts: &mut Facts| api(facts).rights[0].allowed = Allowed::NotSaid("forbidden (403)".to_owned());
-    check(&[], silent, Level::Degraded, &["does not say: forbidden (403)", "selfsubjectaccessreviews"]);
+    let silent = |facts: &mut Facts| {
+        api(facts).rights[0].allowed = Allowed::NotSaid(Unknown::Forbidden("forbidden (403)".to_owned()))
+    };
+    check(&[], silent, Level::Degraded, &["does not say of all of them: forbidden (403)", "selfsubjectaccessreviews"]);
+    let late = Unknown::Unreachable("it took too long".to_owned());
+    let slow = |facts: &mut Facts| api(facts).rights[0].allowed = Allowed::NotSaid(late.clone());
+    check(&[], slow, Level::Degraded, &["does not say of all of them: it took too long", "ask again when"]);
+    let slow = |facts: &mut Facts| api(facts).node = Err(late.clone());
+    check(&[], slow, Level::Degraded, &["it cannot be read: it took too long", "ask again when"]);
 }
 
 #[test]
