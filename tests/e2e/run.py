@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Runs the end-to-end tests where the nodes are (a guest, or this machine's namespaces); `scripts/test` calls it.
 
-  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api|manifests-ipv4|manifests-ipv6|api-ipv4|api-ipv6] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--whole | --long]
+  run.py [--list] BINARY [--bed manifests|routing|routing-flat|forwarding|api|manifests-ipv4|manifests-ipv6|api-ipv4|api-ipv6] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--whole | --long]
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
 by an exception what does not hold. Each test makes the Services it needs and takes them away again. One with the attribute `whole` runs with
@@ -115,7 +115,8 @@ def make(bed, netfilter, binary):
 
 def main():
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("binary")
+    parser.add_argument("binary", nargs="?")
+    parser.add_argument("--list", action="store_true", help="print the names of the tests that would run, and run none")
     parser.add_argument("--bed", action="append", choices=list(BEDS))
     parser.add_argument("--netfilter", action="append", choices=["nftables", "iptables"], help="of all agents; both unless given")
     parser.add_argument("--only", action="append", help="tests with this in their name, or of this module")
@@ -125,6 +126,8 @@ def main():
     extent.add_argument("--whole", dest="extent", action="store_const", const="whole", default="daily", help="also what runs each day with one packet filter or without an API server")
     extent.add_argument("--long", dest="extent", action="store_const", const="long", help="and what takes minutes")
     known = parser.parse_args()
+    if not known.binary and not known.list:
+        parser.error("which program?")
     long = known.extent == "long"
     passed, failed, asked = 0, [], bool(known.only)
     for bed, netfilter in itertools.product(known.bed or [bed for bed in BEDS if not bed.endswith(ONE_FAMILY)], known.netfilter or ("nftables", "iptables")):
@@ -132,6 +135,9 @@ def main():
         if not tests:
             continue
         asked = True
+        if known.list:
+            print("\n".join(f"{bed}, {netfilter}: {test.__name__}" for test in tests))
+            continue
         print(f"-- {bed}, {netfilter}: {len(tests)} tests", flush=True)
         with bounded(long):
             here = make(bed, netfilter, known.binary)
@@ -143,6 +149,8 @@ def main():
                     failed.append(f"{bed}, {netfilter}: {test.__name__.lstrip('_')}")
         finally:
             here.down()
+    if known.list:
+        return 0
     for name in failed:
         print(f"FAILED {name}", flush=True)
     print(f"e2e: {passed} passed, {len(failed)} failed", flush=True)
