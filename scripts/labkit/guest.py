@@ -39,6 +39,8 @@ COUNTED = "clocksource=tsc tsc=reliable"
 # itself makes such failures where the guest has several processors: one may go on with a byte of code that another has replaced since (a
 # breakpoint, while a kprobe comes or goes), where a processor would not. Then the kernel fails, or a process meets the breakpoint without end.
 STALL = "rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1 oops=panic"
+# Packets that wait for the processor: of a thousand, the usual number, the emulator drops some where others have its processor for a second (/proc/net/softnet_stat).
+BACKLOG = "sysctl.net.core.netdev_max_backlog=100000"
 # Folders below the root of which the guest has its own.
 HIDDEN = {"tmp", "run", "proc", "sys", "dev"}
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -93,7 +95,7 @@ class Guest:
             "-smp", str(1 if counted else processors), "-m", size, "-object", f"memory-backend-memfd,id=ram,size={size},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-serial", f"file:{self.folder}/console.log", "-device", "virtio-rng-pci", "-kernel", image, "-initrd", initrd,
-            "-append", f"console=ttyS0 quiet panic=-1 norandmaps mitigations=off nowatchdog {COUNTED if counted else CLOCK} {STALL} {arguments}"]
+            "-append", f"console=ttyS0 quiet panic=-1 norandmaps mitigations=off nowatchdog {COUNTED if counted else CLOCK} {STALL} {BACKLOG} {arguments}"]
 
     def boot(self, record, machine, seconds):
         command = ["timeout", "-k", "5", str(seconds), *machine,
