@@ -30,7 +30,7 @@ GIVE_UP = 3  # so many failures say enough; time-outs are dear
 OWN_PORTS = range(10000, 30000)
 # IPVS sends what comes from a source port of UDP that it remembers to where it sent it before: each of these is used once in five minutes.
 NEW_PORTS = itertools.cycle(range(61000, 65536))
-LATE = 0.4  # seconds
+LATE = 0.25  # seconds
 PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only what is really lost counts
 
 

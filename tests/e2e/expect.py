@@ -203,7 +203,7 @@ def go_on(held_ones):
         that(traffic.exchange(sock)[0] == pod, "a connection moved away from", pod)
 
 
-STANDSTILLS = 1
+STANDSTILLS = 3
 CLOCKS = itertools.count(8100)  # ports of what is asked beside a load
 
 
