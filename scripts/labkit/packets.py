@@ -14,10 +14,12 @@ import socket
 import time
 
 from .net import Inside, enter
-from .traffic import ECHO, connect, word
+from .traffic import ECHO, connect, connect_from, word
 
 # Linux, in.h and in6.h; Python names only some of them.
 IP_MTU_DISCOVER, IP_MTU, IPV6_MTU_DISCOVER, IPV6_MTU, ALWAYS = 10, 14, 23, 24, 2
+# Of datagrams: nothing else takes these by number, and IPVS remembers each for five minutes.
+FLOW_PORTS = range(33000, 60000)
 HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}
 
 
@@ -90,10 +92,8 @@ def flow(targets, pause, anew):
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     selector, errors, sent = selectors.DefaultSelector(), collections.Counter(), 0
     missing = {}  # (address, number): when it was sent
-    # Ports of datagrams that nothing else takes by number; IPVS remembers each for five minutes.
-    ports = itertools.cycle(range(33000, 60000)) if anew else None
-    for _ in range(random.randrange(27000) if anew else 0):
-        next(ports)
+    first = random.choice(FLOW_PORTS)
+    ports = itertools.cycle([*range(first, FLOW_PORTS.stop), *range(FLOW_PORTS.start, first)]) if anew else None
     lasting = [] if anew else [opened(selector, *target) for target in targets]
     began = due = time.monotonic()
     while not stopping:
@@ -114,13 +114,7 @@ def flow(targets, pause, anew):
 
 def opened(selector, address, port, ports=None):
     """A socket to a target, from the next of these ports that is free, and the address."""
-    while True:
-        try:
-            sock = connect(address, port, "udp", source_port=next(ports) if ports else None, shared=False)
-            break
-        except OSError as error:
-            if not ports or error.errno != errno.EADDRINUSE:
-                raise
+    sock = connect_from(ports, address, port, "udp", shared=False) if ports else connect(address, port, "udp")
     sock.setblocking(False)
     selector.register(sock, selectors.EVENT_READ, address)
     return sock, address

@@ -173,12 +173,18 @@ def connect_for_long(address, port, protocol):
     services with the same endpoint has its answers translated to the address of the younger connection, and the older one stalls.
     """
     chance = random.SystemRandom()  # the processes that load are copies of one
-    while True:
+    return connect_from(iter(lambda: chance.choice(OWN_PORTS), None), address, port, protocol)
+
+
+def connect_from(ports, address, port, protocol, shared=True):
+    """A connection from the next of these source ports that is free."""
+    for source_port in ports:
         try:
-            return connect(address, port, protocol, source_port=chance.choice(OWN_PORTS))
+            return connect(address, port, protocol, source_port=source_port, shared=shared)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
                 raise
+    raise OSError(errno.EADDRINUSE, "no source port is free")
 
 
 def ask(namespace, address, port, protocol="tcp", patience=PATIENCE, source_port=None):

@@ -152,9 +152,9 @@ def silent(namespace, address, port, protocol="tcp"):
     raise AssertionError(f"{namespace} to {address} {port} {protocol}: answered by {who}")
 
 
-def is_answered(namespace, address, port, protocol="tcp"):
+def is_answered(namespace, address, port, protocol="tcp", patience=2.0):
     try:
-        return bool(traffic.ask(namespace, address, port, protocol, patience=2.0))
+        return bool(traffic.ask(namespace, address, port, protocol, patience=patience))
     except OSError:
         return False
 
@@ -228,12 +228,12 @@ def load(*targets, pause=0.03, resends=False):
     for target, outcome in outcomes:
         that(outcome["failed"] == 0 and outcome["broken"] == 0, target, outcome)
         that(outcome["fresh"] > 10 and outcome["messages"] > 10, "hardly any traffic:", target, outcome)
-    for target, outcome in outcomes:
-        late, lost = _told_apart(outcome["waits"], still)
+    told = [(target, outcome, *_told_apart(outcome["waits"], still)) for target, outcome in outcomes]
+    for target, outcome, late, lost in told:
         if late or lost:
             print(f"       of {outcome['fresh']} connections {len(lost)} waited for a lost packet, {len(late)} for one that was late as others were, the slowest of all {outcome['slowest_ms']} ms: {target}, {lost}", flush=True)
         that(len(late) <= max(8, outcome["fresh"] / 20), "too many were late to be so by chance:", target, outcome, still)
-    that(all(len(_told_apart(outcome["waits"], still)[1]) <= STANDSTILLS for _, outcome in outcomes), "packets of new connections were lost:", outcomes, "beside a clock that stood still", still)
+    that(all(len(lost) <= STANDSTILLS for *_, lost in told), "packets of new connections were lost:", outcomes, "beside a clock that stood still", still)
 
 
 def _told_apart(waits, still):

@@ -126,10 +126,7 @@ def _apply(bed, name, items):
 
 
 def _reaches(client, address, protocol):
-    try:
-        return traffic.ask(client, address, objects.TARGET, protocol, patience=1.5) is not None
-    except OSError:
-        return False
+    return expect.is_answered(client, address, objects.TARGET, protocol, patience=1.5)
 
 
 def _becomes(expected, wrong):
@@ -260,10 +257,7 @@ def a_service_whose_endpoint_is_on_the_clients_own_node_is_judged_by_that_endpoi
     nodes = [bed.plan.addresses(i) for i in (1, 2, 3)]
 
     def reaches(client, address, at, protocol):
-        try:
-            return traffic.ask(client, address, at, protocol, patience=1.5) is not None
-        except OSError:
-            return False
+        return expect.is_answered(client, address, at, protocol, patience=1.5)
 
     def becomes(denied, wrong):
         """All clients reach the service addresses, and the node ports of their own nodes, but for these clients."""

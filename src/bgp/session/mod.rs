@@ -11,8 +11,9 @@
 //! ```
 //!
 //! A neighbour has up to two connections, one that we dialled and one that it dialled. A collision is resolved as in
-//! RFC 4271 6.8, but that the loser is closed with the KEEPALIVE that confirms the winner, and with one addition: a connection made while a session is established is taken as far as its OPEN, and
-//! the session is probed with a KEEPALIVE. When the neighbour has lost the session (its host was restarted) that ends
+//! RFC 4271 6.8, but that the loser is closed with the KEEPALIVE that confirms the winner, and with one addition: a
+//! connection made while a session is established is taken as far as its OPEN, and the session is probed with a
+//! KEEPALIVE. When the neighbour has lost the session (its host was restarted) that ends
 //! it at once, and the new connection takes over; when not, the new one is closed. Without this a restarted neighbour
 //! is locked out until the hold timer expires, or two speakers that decide at the same moment lose both connections.
 //!

@@ -30,7 +30,7 @@ use crate::kernel::link::LinkName;
 use crate::kernel::wireguard::{Peer, PeerKey};
 use crate::net::{Family, Prefixes, PublicKey};
 use crate::router::desired::RouterChanges;
-use crate::router::names::{WIREGUARD, WIREGUARD_SECOND};
+use crate::router::names::WIREGUARD;
 use crate::router::problem::{About, Problem};
 use crate::router::routes::RouteTableChanges;
 
@@ -99,10 +99,8 @@ impl Plan {
 
     /// Returns the nodes that are `Ready` and are sent to by a peer of these, by name. While a key changes a node has another one, by which nothing need pass.
     pub fn ready_nodes_sent_to_by(&self, is_of_these: impl Fn(&PeerKey) -> bool) -> Vec<&CompactString> {
-        let sent_by =
-            |node: &CompactString| if self.wireguard.second.uses(node) { WIREGUARD_SECOND } else { WIREGUARD };
         let nodes = self.wireguard.by_node.iter().filter(|(node, keys)| {
-            let link = sent_by(node);
+            let link = self.wireguard.second.device_to(node);
             keys.iter().any(|key| key.link.0 == link && is_of_these(key)) && self.should_announce(node)
         });
         nodes.map(|(node, _)| node).collect()

@@ -50,9 +50,9 @@ pub(super) struct Second {
 }
 
 impl Second {
-    /// Returns whether packets to a node are sent by the second device.
-    pub(super) fn uses(&self, node: &CompactString) -> bool {
-        self.used.contains(node)
+    /// Returns the device by which packets to a node are sent.
+    pub(super) fn device_to(&self, node: &CompactString) -> &'static str {
+        if self.used.contains(node) { WIREGUARD_SECOND } else { WIREGUARD }
     }
 }
 
@@ -135,9 +135,10 @@ impl Plan {
 
     /// Returns the device by which packets to a node with this address are sent.
     pub(in crate::router::plan) fn device_to(&self, remote: IpAddr) -> LinkName {
-        let used = &self.wireguard.second.used;
-        let is_second = !used.is_empty() && self.holder_of(&remote).is_some_and(|node| used.contains(node));
-        LinkName(if is_second { WIREGUARD_SECOND } else { WIREGUARD }.into())
+        let second = &self.wireguard.second;
+        // Whose address it is is looked up only where that matters.
+        let node = (!second.used.is_empty()).then(|| self.holder_of(&remote)).flatten();
+        LinkName(node.map_or(WIREGUARD, |node| second.device_to(node)).into())
     }
 
     /// Brings the second device up to date, and which packets are sent by it.
