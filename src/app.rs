@@ -64,6 +64,7 @@ use crate::proxy::names::{BRIDGE, DEVICE, DSR_TABLE, EMPTY_TABLE};
 use crate::router;
 use crate::router::drain::ClientLook;
 use crate::router::explain::serve::Inquiry;
+use crate::router::names::PROTOCOL;
 use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
 use crate::source_guard;
 use crate::source_guard::driver::Call as GuardCall;
@@ -214,6 +215,7 @@ async fn published_host(
     config: &Config,
     changes: &watch::Receiver<Changes>,
 ) -> anyhow::Result<watch::Receiver<Arc<Host>>> {
+    let sources_to = |targets| sources_to(targets, PROTOCOL);
     let reading = world::Reading { addresses: host_addresses, sources_to };
     let detection = config.node_address.clone().map(|method| world::Detection::new(method, config.families));
     let host = world::publish_host(config.node_name.clone(), reading, detection, changes.clone()).await;

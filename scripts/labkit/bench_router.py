@@ -603,6 +603,9 @@ def main():
     for kind in ALL:
         if is_asked_for(kind, plan):
             print(f"  {kind.name}: {kind.release(plan)}")
+    if "f" in plan["rows"]:
+        print(f"  {own.run('/sbin/ip', '-V').strip()}")
+    print(f"  kernel: {os.uname().release}")
     print(f"{NEWER}", flush=True)
     for letter, title, how, kinds in ROWS:
         if letter not in plan["rows"]:

@@ -6,6 +6,8 @@
 //! Kernel: what is loaded has a directory in `/sys/module`; what is compiled in is listed in
 //! `/lib/modules/RELEASE/modules.builtin`, and some of it has a directory too.
 
+pub mod forbidden;
+
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
 use std::path::Path;

@@ -12,6 +12,7 @@ use crate::kernel::address::HostAddress;
 use crate::kernel::file_system::Passing;
 use crate::kernel::listening_port::Transport;
 use crate::kernel::module::ModuleState;
+use crate::kernel::module::forbidden::Forbidden;
 use crate::kernel::nftables::foreign::DroppingChain;
 use crate::kernel::sysctl::Setting;
 use crate::kernel::vxlan::Vxlan;
@@ -40,6 +41,8 @@ pub struct KernelFacts {
     pub modules: BTreeMap<&'static str, ModuleState>,
     /// Why no module can be loaded here, as a sentence without its end.
     pub cannot_load: Option<String>,
+    /// Those that the host forbids, by their names with `_`.
+    pub forbidden: BTreeMap<String, Forbidden>,
     /// Those of the settings that are asked for that exist.
     pub settings: BTreeMap<Setting, FoundSetting>,
 }

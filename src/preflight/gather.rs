@@ -25,7 +25,7 @@ use crate::kernel::file_system::passing;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkKind;
 use crate::kernel::listening_port::listening_ports;
-use crate::kernel::module::{ModuleState, Modules, may_change_network, may_enter_namespaces};
+use crate::kernel::module::{ModuleState, Modules, forbidden, may_change_network, may_enter_namespaces};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes, sources_to};
 use crate::kernel::sysctl::{self, Setting};
@@ -36,7 +36,7 @@ use crate::observe::local_socket;
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
 use crate::router::linux::learned_routes;
-use crate::router::names::TUNNELS;
+use crate::router::names::{PROTOCOL, TUNNELS};
 use crate::router::neighbour_limit;
 
 /// Reads everything, in the network namespace of the calling thread.
@@ -63,6 +63,7 @@ fn kernel(found: &Modules) -> KernelFacts {
         version: names.version().to_string_lossy().into_owned(),
         modules: modules::all().map(|name| (name, found.state(name))).collect(),
         cannot_load: found.obstacle(),
+        forbidden: forbidden::of_host(),
         settings: BTreeMap::new(),
     }
 }
@@ -140,8 +141,9 @@ fn network(config: &Config) -> NetworkFacts {
         Ok(addresses) => facts.addresses = addresses,
         Err(error) => unread.push(error.to_string()),
     }
-    match sources_to(config.node_address.as_ref().map(AddressDetection::targets).unwrap_or_default()) {
-        Ok(sources) => facts.sources = sources,
+    let targets = config.node_address.as_ref().map(AddressDetection::targets).unwrap_or_default();
+    match sources_to(targets, PROTOCOL) {
+        Ok(sources) => facts.sources = PerFamily { v4: sources.v4.address, v6: sources.v6.address },
         Err(error) => unread.push(error.to_string()),
     }
     match link::all() {

@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Maximum number of lost next hops; any beyond these are left unchanged.
 const MOST: usize = 1024;
 
+/// Number of next hops that are known beyond twice those of the last look through all of them.
+const SPARE: usize = 1024;
+
 /// The kernel's answer about a next hop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lead {
@@ -45,6 +48,8 @@ pub struct Reachable {
     doubtful: BTreeSet<IpAddr>,
     /// Some reported next hops became reachable again, or were forgotten.
     returned: bool,
+    /// Number of those that were known when what no route uses was forgotten last.
+    kept: usize,
 }
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -69,10 +74,21 @@ impl Reachable {
     /// Queues all next hops after a change of links, addresses or routes. `used`: the next hops of all used routes;
     /// lost ones are queried too.
     pub fn look_at_all(&mut self, used: BTreeSet<IpAddr>) {
-        self.known.retain(|next_hop, known| known.told || used.contains(next_hop));
-        self.doubtful.retain(|next_hop| self.known.contains_key(next_hop));
+        self.forget_unused(&used);
         self.due = used;
         self.due.extend(self.known.keys());
+    }
+
+    /// Returns whether most of what is known may be unused: routes come and go with new next hops, and nothing that looks at all of them happens.
+    pub fn is_crowded(&self) -> bool {
+        self.known.len() > 2 * self.kept + SPARE
+    }
+
+    /// Forgets the next hops that no route uses, but for those that the speaker has been told of.
+    pub fn forget_unused(&mut self, used: &BTreeSet<IpAddr>) {
+        self.known.retain(|next_hop, known| known.told || used.contains(next_hop));
+        self.doubtful.retain(|next_hop| self.known.contains_key(next_hop));
+        self.kept = self.known.len();
     }
 
     /// Takes the next hops to be queried now.
@@ -199,6 +215,21 @@ mod tests {
         let told = reachable.settle(later).expect("another one takes its place");
         assert!(told.len() == MOST && !told.contains(&lost[0]));
         assert_eq!(reachable.deadline(), None);
+    }
+
+    #[test]
+    fn next_hops_that_come_and_go_with_routes_alone_are_forgotten() {
+        let (mut reachable, now) = (Reachable::default(), Instant::now());
+        reachable.note(hop(1), Lead::Direct, true, now);
+        for number in 0..100_000_u32 {
+            let next_hop = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+            reachable.note(next_hop, [Lead::Direct, Lead::Nowhere][usize::from(number % 2 == 1)], true, now);
+            if reachable.is_crowded() {
+                reachable.forget_unused(&BTreeSet::from([hop(1), next_hop]));
+            }
+        }
+        assert!(reachable.known.len() <= 2 * SPARE && reachable.doubtful.len() <= SPARE, "{}", reachable.known.len());
+        assert!(reachable.known.contains_key(&hop(1)), "a route uses it");
     }
 
     #[test]

@@ -37,6 +37,7 @@ class Bed:
         self.kind, self.place = kind, place.choose(NAME, kind)
         self.proxy_mode = proxy_mode or PLACES[kind]["proxy_mode"]
         self.folder = own.fresh(f"{own.cache()}/{NAME}")
+        os.symlink(cluster.INSTALLED, f"{self.folder}/daemonset")
         self.is_updated, self.seconds = is_updated, seconds
         self.archives, self.groups, self.boots = [], [], {}
 
@@ -188,9 +189,9 @@ address = "{state}/socket"
         return own.run(self.cluster["programs"]["kubectl"], "--kubeconfig", self.cluster["kubeconfig"], *words, text_in=text_in)
 
     def shell(self, command):
-        """What a command of the documentation prints where an administrator types it."""
+        """What a command of the documentation prints where an administrator types it, in a folder with `daemonset/`."""
         env = {"PATH": f"{os.path.dirname(self.cluster['programs']['kubectl'])}:{os.environ['PATH']}", "KUBECONFIG": self.cluster["kubeconfig"], "HOME": self.folder}
-        return own.run("timeout", "600", "sh", "-ec", command, env=env)
+        return own.run("timeout", "600", "sh", "-ec", command, env=env, cwd=self.folder)
 
     def get(self, *words):
         return json.loads(self.kubectl("get", "-o", "json", *words))

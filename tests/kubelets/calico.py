@@ -1,13 +1,15 @@
-"""A move from Calico to Sluice's pod network, step by step as docs/migration.md has it, while requests go on on every node; kube-proxy stays.
+"""A move from Calico to Sluice's pod network and back, step by step as docs/migration.md has it, while requests go on on every node; kube-proxy stays.
 
 There is no Calico here: nodes have what it makes in kernel and files (a block of addresses for each node, outside of the ranges of Nodes, routes between them, chains, and a pair of links
-for each pod without a bridge), the API has its objects that the page asks for, and a reboot takes away from a node what it takes away from Calico's.
+for each pod without a bridge), the API has its objects that the page asks for and a DaemonSet whose pods do nothing, and a reboot takes away from a node what it takes away from Calico's.
 """
 import json
+import re
 
 from labkit import cluster, net
 
 import newcomer
+import page
 from moves import PLUGINS, Move
 from newcomer import AGENTS, ready_nodes, ready_pods, that
 
@@ -21,6 +23,18 @@ MANIFEST = "generic-kuberouter"
 
 def block(i):
     return f"10.245.{i}.0/26"
+
+
+STATUS = f"{cluster.INSTALLED}/kube-router-node-status.yaml"
+AGENT = ("-n", "kube-system", "-l", f"k8s-app={NAME}-node")
+
+
+def its_daemonset():
+    pod = {"hostNetwork": True, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, "tolerations": [{"operator": "Exists"}],
+           "containers": [newcomer.container("calico-node", "exec sleep 1000000")]}
+    labels = {"k8s-app": f"{NAME}-node"}
+    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": f"{NAME}-node", "namespace": "kube-system"},
+            "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}}}
 
 
 def definition(kind, plural):
@@ -43,7 +57,8 @@ class FromCalico(Move):
         super().__init__(NAME)
 
     def tests(self):
-        every = [self.nodes_have_calico, self.requests_go_on, self.agents_start_beside_it, self.node_after_node_gets_our_network, self.calico_goes, self.a_policy_is_enforced]
+        every = [self.nodes_have_calico, self.requests_go_on, self.agents_start_beside_it, self.its_daemonset_leaves_out_nodes_of_ours, self.node_after_node_gets_our_network,
+                 self.calico_goes, self.a_policy_is_enforced, self.node_after_node_gets_calico_back, self.agents_go_and_leave_nothing]
         return [(f"{NAME}: {test.__name__}", test) for test in every]
 
     def links_of_pods(self, bed, i, network):
@@ -58,25 +73,46 @@ class FromCalico(Move):
 
     def nodes_have_calico(self, bed):
         newcomer.nodes_wait_for_a_network(bed)
+        self.has_calico = set(self.nodes(bed))
+        self.put_objects(bed, its_daemonset())
+        for i in self.nodes(bed):
+            bed.on(i, f"mkdir -p /opt/cni/bin; cd {net.CNI}; cp ptp {PLUGINS} /opt/cni/bin/")
+            self.put_kernel_state(bed, i)
+            self.put_files(bed, i)
+        bed.kube_proxy(True)
+        bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
+
+    def put_objects(self, bed, daemonset):
         bed.apply(definition("IPPool", "ippools"), definition("BlockAffinity", "blockaffinities"))
         bed.wait("its kinds are known", lambda: "blockaffinities" in bed.kubectl("api-resources", f"--api-group={GROUP}"), 60)
         of = {"apiVersion": f"{GROUP}/v1"}
         bed.apply({**of, "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"}, "spec": {"cidr": POOL, "blockSize": 26, "ipipMode": "Never", "natOutgoing": True}},
-                  *({**of, "kind": "BlockAffinity", "metadata": {"name": f"node{i}"}, "spec": {"node": f"node{i}", "cidr": block(i), "state": "confirmed"}} for i in self.nodes(bed)))
-        pair = {"type": "ptp", "ipMasq": False, "mtu": 1450}
-        for i in self.nodes(bed):
-            bed.on(i, f"mkdir -p /opt/cni/bin; cd {net.CNI}; cp ptp {PLUGINS} /opt/cni/bin/")
-            routes = [f"ip route replace {block(j)} via {self.address(bed, j)} proto bird" for j in self.nodes(bed) if j != i]
-            chains = ["iptables -N cali-FORWARD", "iptables -I FORWARD -j cali-FORWARD", f"iptables -A cali-FORWARD -s {POOL} -j ACCEPT", f"iptables -A cali-FORWARD -d {POOL} -j ACCEPT",
-                      "ipset create cali40masq-ipam-pools hash:net", f"ipset add cali40masq-ipam-pools {POOL}", "iptables -t nat -N cali-nat-outgoing",
-                      "iptables -t nat -I POSTROUTING -j cali-nat-outgoing",
-                      "iptables -t nat -A cali-nat-outgoing -m set --match-set cali40masq-ipam-pools src -m set ! --match-set cali40masq-ipam-pools dst -j MASQUERADE"]
-            bed.on(i, "; ".join(["set -e", f"ip route replace blackhole {block(i)} proto bird", *routes, *chains]))
-            plugin = {**pair, "ipam": {"type": "host-local", "subnet": block(i), "routes": [{"dst": "0.0.0.0/0"}]}}
-            bed.put(i, CONF, json.dumps({"cniVersion": "0.3.1", "name": "k8s-pod-network", "plugins": [plugin, {"type": "portmap", "capabilities": {"portMappings": True}}]}))
-            bed.put(i, KUBECONFIG, "{}")
-        bed.kube_proxy(True)
-        bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
+                  *({**of, "kind": "BlockAffinity", "metadata": {"name": f"node{i}"}, "spec": {"node": f"node{i}", "cidr": block(i), "state": "confirmed"}} for i in self.nodes(bed)),
+                  daemonset)
+
+    def put_files(self, bed, i):
+        plugin = {"type": "ptp", "ipMasq": False, "mtu": 1450, "ipam": {"type": "host-local", "subnet": block(i), "routes": [{"dst": "0.0.0.0/0"}]}}
+        bed.put(i, CONF, json.dumps({"cniVersion": "0.3.1", "name": "k8s-pod-network", "plugins": [plugin, {"type": "portmap", "capabilities": {"portMappings": True}}]}))
+        bed.put(i, KUBECONFIG, "{}")
+
+    def put_kernel_state(self, bed, i):
+        chains = ["iptables -N cali-FORWARD", "iptables -I FORWARD -j cali-FORWARD", f"iptables -A cali-FORWARD -s {POOL} -j ACCEPT", f"iptables -A cali-FORWARD -d {POOL} -j ACCEPT",
+                  "ipset create cali40masq-ipam-pools hash:net", f"ipset add cali40masq-ipam-pools {POOL}", "iptables -t nat -N cali-nat-outgoing",
+                  "iptables -t nat -I POSTROUTING -j cali-nat-outgoing",
+                  "iptables -t nat -A cali-nat-outgoing -m set --match-set cali40masq-ipam-pools src -m set ! --match-set cali40masq-ipam-pools dst -j MASQUERADE"]
+        bed.on(i, "; ".join([self.routes(bed, i), *chains]))
+
+    def routes(self, bed, i):
+        others = (f"ip route replace {block(j)} via {self.address(bed, j)} proto bird" for j in self.has_calico if j != i)
+        return "; ".join(["set -e", f"ip route replace blackhole {block(i)} proto bird", *others])
+
+    def blocks(self, bed):
+        """By the numbers of their nodes, as the page asks for them."""
+        listed = bed.kubectl("get", f"blockaffinities.{GROUP}", "--no-headers", "-o", "custom-columns=NODE:.spec.node,RANGE:.spec.cidr")
+        return {int(name.removeprefix("node")): of for name, of in (line.split() for line in listed.splitlines())}
+
+    def nodes_of_its_pods(self, bed):
+        return {int(pod["spec"]["nodeName"].removeprefix("node")) for pod in bed.get("pods", *AGENT)["items"]}
 
     # ------------------------------------------------------------------ the steps
 
@@ -84,14 +120,19 @@ class FromCalico(Move):
         ranges = bed.kubectl("get", "nodes", "-o", "custom-columns=NAME:.metadata.name,RANGES:.spec.podCIDRs")
         pools = bed.kubectl("get", f"ippools.{GROUP}", "-o", "yaml")
         that(all(f"node{i}" in ranges for i in self.nodes(bed)) and "10.244." in ranges and POOL in pools, ranges, pools)
-        bed.kubectl("apply", "-f", f"{cluster.INSTALLED}/kube-router-node-status.yaml")
+        bed.kubectl("apply", "-f", STATUS)
         super().agents_start_beside_it(bed)
 
-    def node_after_node_gets_our_network(self, bed):
-        self.has_calico = set(self.nodes(bed))
+    def its_daemonset_leaves_out_nodes_of_ours(self, bed):
+        for command in page.leaving_out():
+            bed.shell(command)
+        that(self.nodes_of_its_pods(bed) == set(self.nodes(bed)), "its pods are on", self.nodes_of_its_pods(bed))
+        self.no_request_failed(bed)
 
+    def node_after_node_gets_our_network(self, bed):
         def commands(i):
             bed.kubectl("label", "node", f"node{i}", "sluice=yes")
+            bed.wait("Calico's pod of the node is gone", lambda: i not in self.nodes_of_its_pods(bed), 300)
             self.its_program_ends(bed, i)
             bed.on(i, f"rm {CONF} {KUBECONFIG}")
             bed.reboot(i)  # behind which the DaemonSet's pod is made anew, too
@@ -102,19 +143,26 @@ class FromCalico(Move):
             bed.wait("its network counts as there", lambda: not unavailable(bed, i), 300)
             bed.wait("its routes are there", lambda: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 300)
             that("cali" not in bed.on(i, "iptables-save; ipset list -n"), "a reboot left something of Calico's")
-            listed = bed.kubectl("get", f"blockaffinities.{GROUP}", "--no-headers", "-o", "custom-columns=NODE:.spec.node,RANGE:.spec.cidr")
-            for name, range_of in (line.split() for line in listed.splitlines()):
-                if int(name.removeprefix("node")) in self.has_calico:
-                    bed.on(i, f"ip route add {range_of} via {self.address(bed, int(name.removeprefix('node')))}")
+            for j, block_of in self.blocks(bed).items():
+                if j in self.has_calico:
+                    bed.on(i, f"ip route add {block_of} via {self.address(bed, j)}")
             self.ask_for_ever(bed, i)
         self.each_node(bed, commands, self.network, "kube-bridge")
 
     def its_program_ends(self, bed, i):
         """What calico-node does last: its Node has no network, as far as the scheduler knows."""
-        condition = {"type": "NetworkUnavailable", "status": "True", "reason": "CalicoIsDown", "message": "Calico is shutting down on this node"}
+        self.put_condition(bed, i, {"status": "True", "reason": "CalicoIsDown", "message": "Calico is shutting down on this node"})
+
+    def its_program_starts(self, bed, i):
+        self.put_condition(bed, i, {"status": "False", "reason": "CalicoIsUp", "message": "Calico is running on this node"})
+        self.put_kernel_state(bed, i)
+
+    def put_condition(self, bed, i, condition):
+        condition["type"] = "NetworkUnavailable"
         bed.kubectl("patch", "node", f"node{i}", "--subresource=status", "--type=strategic", "-p", json.dumps({"status": {"conditions": [condition]}}))
 
     def calico_goes(self, bed):
+        bed.kubectl("-n", "kube-system", "delete", "daemonset", f"{NAME}-node")
         bed.kubectl("delete", "crd", f"ippools.{GROUP}", f"blockaffinities.{GROUP}")
         for i in self.nodes(bed):
             for j in self.nodes(bed):
@@ -123,3 +171,35 @@ class FromCalico(Move):
             that(not left.strip(), f"left of Calico on node {i}:", left)
         self.all_reach_all(bed, {i: "kube-bridge" for i in self.nodes(bed)})
         self.no_request_failed(bed)
+
+    def node_after_node_gets_calico_back(self, bed):
+        """Its DaemonSet comes with what leaves out nodes of ours, which all of them are at first; agents stay beside it until all are through."""
+        patch, _ = page.leaving_out()
+        affinity = json.loads(re.search(r"'([^']+)'", patch)[1])["spec"]["template"]["spec"]
+        daemonset = its_daemonset()
+        daemonset["spec"]["template"]["spec"].update(affinity)
+        self.put_objects(bed, daemonset)
+
+        def commands(i):
+            bed.kubectl("label", "node", f"node{i}", "sluice-")
+            bed.wait("Calico's pod of the node is ready", lambda: any(pod["spec"]["nodeName"] == f"node{i}" for pod in ready_pods(bed, *AGENT)))
+            that(self.nodes_of_its_pods(bed) == {*self.has_calico, i}, "its pods are on", self.nodes_of_its_pods(bed))
+            self.put_files(bed, i)
+            bed.reboot(i)
+            self.has_calico.add(i)
+            bed.wait("Calico's pod of the node runs again", lambda: any(pod["spec"]["nodeName"] == f"node{i}" for pod in ready_pods(bed, *AGENT)))
+            self.its_program_starts(bed, i)
+            for j in self.has_calico - {i}:  # as BIRD does
+                bed.on(j, self.routes(bed, j))
+            for j in set(self.nodes(bed)) - self.has_calico:
+                bed.on(j, f"ip route add {self.blocks(bed)[i]} via {self.address(bed, i)}")
+            bed.wait("the agent's routes are there", lambda: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 300)
+            self.ask_for_ever(bed, i)
+        self.each_node(bed, commands, "kube-bridge", self.network)
+
+    def agents_go_and_leave_nothing(self, bed):
+        bed.kubectl("delete", "-f", STATUS)
+        super().agents_go_and_leave_nothing(bed)
+        for i in self.nodes(bed):
+            static = [line for line in bed.on(i, f"ip route show root {POOL}").splitlines() if "bird" not in line and " dev veth" not in line]
+            that(not static, "routes that an administrator made are left on node", i, static)

@@ -13,6 +13,7 @@ from labkit import net, own
 
 import asks
 import newcomer
+import page
 from newcomer import AGENTS, condition, container, ready_nodes, ready_pods, that, web_address
 from theirs import OTHERS, PLUGINS
 
@@ -38,14 +39,6 @@ PACE = {"native": {"probe": {"periodSeconds": 1}, "more pods": 2, "patience": 5,
         "guest": {"probe": {"periodSeconds": 5, "timeoutSeconds": 10, "failureThreshold": 10}, "more pods": 1, "patience": 20, "pause": 1}}
 
 
-def making_anew(node):
-    """The command of docs/migration.md that deletes the pods which a drain leaves on a node and which have a network of their own."""
-    with open(os.path.join(own.TREE, "docs", "migration.md")) as handle:
-        command, = re.findall(r"^    (kubectl delete pods -A .*)$", handle.read(), flags=re.M)
-    that("=NODE" in command, "it names no node:", command)
-    return command.replace("NODE", node)
-
-
 def beyond(failed, spans):
     """Of requests that failed, by who asked, those that did not begin in the span of times of who asked."""
     return {who: [line for line in lines if who not in spans or not spans[who][0] <= line.partition(" ")[0] <= spans[who][1]] for who, lines in failed.items()}
@@ -61,7 +54,7 @@ class Move:
 
     def tests(self):
         every = [self.nodes_have_flannel, self.requests_go_on, self.agents_start_beside_it, *([self.kube_proxy_goes] if self.serves else []), self.node_after_node_gets_our_network,
-                 self.flannel_goes, self.a_policy_is_enforced, self.node_after_node_gets_flannels_network_back, *([self.kube_proxy_comes_back] if self.serves else []),
+                 self.flannel_goes, *([self.agents_need_nothing_of_kube_proxys] if self.serves else []), self.a_policy_is_enforced, self.node_after_node_gets_flannels_network_back, *([self.kube_proxy_comes_back] if self.serves else []),
                  self.agents_go_and_leave_nothing]
         return [(f"{self.kind}: {test.__name__}", test) for test in every]
 
@@ -243,12 +236,18 @@ class Move:
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)
 
+    def have_taken(self, bed):
+        """Whether both lines are there for every node, with the words that the page asks for."""
+        said = bed.shell(page.taken())
+        return all(re.search(rf"^node{i}: .*complete$\nservice proxy: ready; in sync .*IPVS services \d+", said, flags=re.M) for i in self.nodes(bed))
+
     def kube_proxy_goes(self, bed):
         """Its process on all nodes, as when a DaemonSet is deleted; then, node by node, what it has left. Who is connected stays so."""
+        bed.wait("every agent's service proxy is in sync", lambda: self.have_taken(bed), 300)
         for i in self.nodes(bed):
             # In its mode ipvs kube-proxy has virtual services, too; the route is the agent's.
-            bed.wait(f"the agent of node {i} has taken over", lambda i=i: web_address(bed) in bed.on(i, "ip route show table local dev kube-dummy-if 2>/dev/null; true")
-                     and f"{web_address(bed)}:80 rr" in bed.on(i, "ipvsadm -Ln"), 300)
+            that(web_address(bed) in bed.on(i, "ip route show table local dev kube-dummy-if 2>/dev/null; true"), "node", i, "has no route to the Service")
+            that(f"{web_address(bed)}:80 rr" in bed.on(i, "ipvsadm -Ln"), "node", i, "has no virtual service")
         self.start_asking(bed)
         bed.kube_proxy_ends()
         for i in self.nodes(bed):
@@ -307,7 +306,7 @@ class Move:
         """Its agent is ready from then on."""
         def commands(i):
             bed.on(i, f"set -e; test -e {OURS}; rm {OTHERS}; ip link delete cni0")
-            bed.shell(making_anew(f"node{i}"))
+            bed.shell(page.making_anew(f"node{i}"))
         self.each_node(bed, commands, "cni0", "kube-bridge")
         bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
 
@@ -315,6 +314,18 @@ class Move:
         if self.kind == "flannel-vxlan":
             for i in self.nodes(bed):
                 bed.on(i, "ip link delete flannel.1")
+        self.all_reach_all(bed, {i: "kube-bridge" for i in self.nodes(bed)})
+        self.no_request_failed(bed)
+
+    def agents_need_nothing_of_kube_proxys(self, bed):
+        """They read a ConfigMap of their own, and kubeadm's goes, as where its next upgrade is to leave kube-proxy out."""
+        bed.shell(page.own_kubeconfig())
+        bed.kubectl("-n", "kube-system", "rollout", "status", "daemonset/kube-router", "--timeout=900s")
+        bed.kubectl("-n", "kube-system", "delete", "configmap", "kube-proxy")
+        bed.kubectl("-n", "kube-system", "rollout", "restart", "daemonset/kube-router")
+        bed.kubectl("-n", "kube-system", "rollout", "status", "daemonset/kube-router", "--timeout=900s")
+        read = [volume["configMap"]["name"] for pod in ready_pods(bed, *AGENTS) for volume in pod["spec"]["volumes"] if volume["name"] == "kubeconfig"]
+        that(read == ["kube-router-kubeconfig"] * bed.nodes, "agents read", read)
         self.all_reach_all(bed, {i: "kube-bridge" for i in self.nodes(bed)})
         self.no_request_failed(bed)
 
@@ -346,7 +357,7 @@ class Move:
             self.put_flannel(bed, i)
             self.put_conf(bed, i)
             bed.on(i, "ip link delete kube-bridge")
-            bed.shell(making_anew(f"node{i}"))
+            bed.shell(page.making_anew_with_an_old_server(f"node{i}"))
         self.each_node(bed, commands, "kube-bridge", "cni0")
 
     def agents_go_and_leave_nothing(self, bed):
@@ -357,6 +368,6 @@ class Move:
             left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
                              f"ls /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
             that(not any(left), f"left on node {i}:", left)
-        self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
+        self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)
         that(all(condition(node, "Ready") for node in bed.get("nodes")["items"]), "nodes are not ready")

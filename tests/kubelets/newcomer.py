@@ -393,7 +393,7 @@ def last_words(bed, pod, name):
     return bed.on(int(pod["spec"]["nodeName"].removeprefix("node")), f"tail -n 30 /var/log/pods/*_{pod['metadata']['name']}_*/{name}/*.log; true")
 
 
-def the_removal_leaves_nothing(bed):
+def the_removal_leaves_nothing(bed, mounts=MOUNTS):
     agents_have_never_ended(bed)
     bed.kubectl("delete", "pod", "client", "--wait=false")
     bed.kubectl("delete", "deployment", "web")
@@ -402,7 +402,7 @@ def the_removal_leaves_nothing(bed):
     bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
     bed.kube_proxy(False)
     for i in range(1, bed.nodes + 1):
-        bed.on(i, bed.once("--cleanup-config", mounts=MOUNTS, conf="/etc/cni/net.d/10-kuberouter.conflist"))
+        bed.on(i, bed.once("--cleanup-config", mounts=mounts, conf="/etc/cni/net.d/10-kuberouter.conflist"))
         # The kubelet has chains of its own that begin with KUBE-, and the plugin portmap its CNI- ones.
         ours = "'KUBE-(ROUTER|NWPLCY|POD-FW|SVC-|DEFAULT)|kube-router|sluice'"
         rules = "; ".join(f"{program}-{flavour}-save 2>/dev/null | grep -E {ours}" for program in ("iptables", "ip6tables") for flavour in ("nft", "legacy"))

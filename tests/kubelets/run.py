@@ -26,6 +26,7 @@ import moves  # noqa: E402
 import newcomer  # noqa: E402
 import reboots  # noqa: E402
 import theirs  # noqa: E402
+import tunnels  # noqa: E402
 
 NEWCOMER = [
     newcomer.nodes_wait_for_a_network, newcomer.a_host_is_asked_before_an_agent_starts, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
@@ -40,6 +41,9 @@ SHORT = [
     newcomer.nodes_wait_for_a_network, newcomer.a_host_is_asked_before_an_agent_starts, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
     newcomer.agents_have_nothing_to_complain_of, newcomer.a_service_answers_on_every_node_and_its_node_port, newcomer.a_policy_closes_the_pods,
     newcomer.the_removal_leaves_nothing]
+
+# The same with direct server return.
+WITH_TUNNELS = [*SHORT[:-1], tunnels.a_pod_gets_a_tunnel, tunnels.the_removal_takes_the_tunnel_out_of_the_pod]
 
 OF_SEVERAL = [newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, reboots.a_node_comes_back_from_a_reboot]
 
@@ -63,7 +67,7 @@ def main():
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--joining", type=int, default=0, help="how many nodes more join later")
     parser.add_argument("--manifest", action="append", help=f"of daemonset/, or some of: {', '.join([*GROUPS, *integrators.RENDERINGS])}")
-    parser.add_argument("--set", action="append", default=[], dest="values", help="a value of the chart: netfilter=iptables, ipv6=true, firewall.holdPods=true")
+    parser.add_argument("--set", action="append", default=[], dest="values", help=f"a value of the chart: netfilter=iptables, ipv6=true, firewall.holdPods=true; {tunnels.VALUE} with --short")
     parser.add_argument("--without", action="append", default=[], help="a test that is left out, by a part of its name")
     parser.add_argument("--short", action="store_true", help="of a newcomer's way what one node shows within minutes")
     parser.add_argument("--move", choices=(*moves.KINDS, KUBE_ROUTER, calico.NAME))
@@ -89,8 +93,9 @@ def main():
     elif any(name in integrators.RENDERINGS for name in names):
         bed, tests = Bed(known.binary, known.nodes, seconds=max(cluster.SECONDS, HOST_SECONDS * known.nodes * len(names))), theirs.tests(names, known.nodes)
     elif len(names) == 1:
-        bed = Bed(known.binary, known.nodes, names[0], known.values, known.joining, is_updated=not known.short)
-        tests = [(test.__name__, test) for test in (SHORT if known.short else newcomers(known.nodes, known.joining))]
+        has_tunnels = known.short and tunnels.VALUE in known.values
+        bed = Bed(known.binary, known.nodes, names[0], [*known.values, *([tunnels.WITH_RANGE] if has_tunnels else [])], known.joining, is_updated=not known.short)
+        tests = [(test.__name__, test) for test in (newcomers(known.nodes, known.joining) if not known.short else WITH_TUNNELS if has_tunnels else SHORT)]
     else:
         raise own.LabError("one file of daemonset/ at a time")
     tests = [(name, test) for name, test in tests if not any(part in name for part in known.without)]

@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import re
-import shlex
 import time
 
 from labkit import cluster, image, net, own
@@ -16,6 +15,7 @@ from labkit import cluster, image, net, own
 import bed as beds
 import integrators
 import newcomer
+import page
 from newcomer import condition, ready_nodes, ready_pods, that
 
 PLUGINS = "bridge host-local loopback portmap"
@@ -32,26 +32,19 @@ SLOWER = {"periodSeconds": 30, "timeoutSeconds": 25, "failureThreshold": 5}
 COMPLAINS = re.compile(r" (stderr|stdout) F ([WE]\d{4}.*)")
 
 
-def moving(has_init):
-    """The command of docs/migration.md that puts our image in place of kube-router's, for a DaemonSet with or without an init container."""
-    with open(os.path.join(own.TREE, "docs", "migration.md")) as handle:
-        commands = re.findall(r"`(kubectl -n kube-system patch ds kube-router --patch '[^']+')`", handle.read())
-    command, = [command for command in commands if ("initContainers" in command) == has_init]
-    return command
-
-
 class Theirs:
     def __init__(self, name, nodes):
         self.name = name
-        # Those of kube-router are applied as they are, with its image, which no node has, and moved as the page says.
-        self.moves = name.startswith("upstream-")
+        # Those of kube-router, and that of kops, are applied as they are, with its image, which no node has, and moved as the page says.
+        is_upstreams = name.startswith("upstream-")
+        self.moves = is_upstreams or name == "kops"
         self.made = integrators.RENDERINGS[name](KUBE_ROUTERS if self.moves else f"sluice:{image.version()}")
         agent = self.made.daemonset()
         if nodes > 1:
             # All nodes have one emulated processor: a probe that starts three programs each few seconds, as the chart's does, would have it for itself.
             container = agent["spec"]["template"]["spec"]["containers"][0]
             container.update({kind: {**container[kind], **SLOWER} for kind in ("livenessProbe", "readinessProbe") if kind in container})
-        if self.moves:
+        if is_upstreams:
             pod = agent["spec"]["template"]["spec"]
             for container in [*pod["initContainers"], *pod["containers"]]:
                 container["imagePullPolicy"] = "Always"
@@ -117,7 +110,7 @@ class Theirs:
         bed.apply(*self.made.objects)
         if self.moves:
             has_init = bool(self.made.daemonset()["spec"]["template"]["spec"]["initContainers"])
-            bed.kubectl(*shlex.split(moving(has_init))[1:])
+            bed.shell(page.setting_image() if self.name == "kops" else page.patching(has_init))
         if self.made.first_conf:
             bed.wait("agents have nodes", lambda: len([pod for pod in self.agents(bed) if pod["spec"].get("nodeName")]) == bed.nodes)
             for i in range(1, bed.nodes + 1):

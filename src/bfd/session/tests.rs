@@ -174,15 +174,16 @@ fn who_is_lost_and_comes_back_is_found_again() {
 #[test]
 fn below_up_one_packet_a_second_is_sent_and_after_it_what_both_bear() {
     let mut bench = Bench::new(SETTINGS);
+    let after = |number: u32, interval| millis(interval) * 880 / 1024 * number; // without chance
     let times: Vec<Duration> = bench.pass(millis(2_900)).into_iter().map(|(time, _)| time).collect();
-    assert_eq!(times, [millis(0), millis(750), millis(1_500), millis(2_250)], "without chance 75 %");
+    assert_eq!(times, [0, 1, 2, 3].map(|number| after(number, 1_000)));
     assert!(bench.pass(millis(300)).iter().all(|(_, packet)| packet.send == 1_000_000));
     bench.hear(State::Down);
     bench.hear(State::Up);
     bench.polled();
-    let sent = bench.pass(millis(950));
+    let sent = bench.pass(millis(1_100));
     let times: Vec<Duration> = sent.iter().map(|(time, _)| *time).collect();
-    assert_eq!(times, [millis(300), millis(600), millis(900)], "it bears one packet in 400 ms");
+    assert_eq!(times, [1, 2, 3].map(|number| after(number, 400)), "it bears one packet in 400 ms");
     assert!(sent.iter().all(|(_, packet)| packet.send == 300_000 && !packet.poll));
 }
 

@@ -104,16 +104,30 @@ const DOWN: u32 = 1 | 16;
 /// `RTN_BLACKHOLE` to `RTN_THROW`.
 const REFUSING: std::ops::RangeInclusive<u8> = 6..=9;
 
-/// Source addresses that the kernel gives to packets of this host to these destinations; `None` where it has no route to one, or no address for it.
+/// The source address that the kernel gives to packets of this host to a destination.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct SourceTo {
+    /// `None` where it has no route to it, or no address for it.
+    pub address: Option<IpAddr>,
+    /// A route that this program has made of learned ones decides.
+    pub is_learned: bool,
+}
+
+/// The source addresses of packets of this host to these destinations. `learned`: the protocol of routes that this program has learned.
 ///
 /// # Errors
 /// The socket cannot be opened, or a request failed.
-pub fn sources_to(targets: PerFamily<Option<IpAddr>>) -> Result<PerFamily<Option<IpAddr>>, Error> {
+pub fn sources_to(targets: PerFamily<Option<IpAddr>>, learned: u8) -> Result<PerFamily<SourceTo>, Error> {
     if targets == PerFamily::default() {
-        return Ok(targets);
+        return Ok(PerFamily::default());
     }
     let mut lookup = Lookup::open()?;
-    let mut source = |target: Option<IpAddr>| target.map_or(Ok(None), |target| lookup.source_to(target));
+    let mut source = |target: Option<IpAddr>| {
+        let Some(target) = target else { return Ok(SourceTo::default()) };
+        let deciding = lookup.deciding(target)?;
+        let is_learned = deciding.is_some_and(|(_, protocol)| protocol == learned);
+        Ok(SourceTo { address: lookup.source_to(target)?, is_learned })
+    };
     Ok(PerFamily { v4: source(targets.v4)?, v6: source(targets.v6)? })
 }
 

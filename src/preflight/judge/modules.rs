@@ -150,6 +150,7 @@ pub fn judge(facts: &Facts, config: &Config, backend: Chosen, kernel: &RunningKe
     let of = |wanted| by_name.iter().filter(move |need| state(need) == wanted);
     let mut findings: Vec<Finding> = of(ModuleState::Missing).map(|need| missing(need, facts, kernel)).collect();
     findings.extend(of(ModuleState::OnDisk).filter_map(|need| unloadable(need, facts, kernel)));
+    findings.extend(of(ModuleState::OnDisk).filter_map(|need| forbidden(need, facts, kernel)));
     let names = |needs: Vec<&Need>| needs.iter().map(|need| need.module).collect::<Vec<_>>().join(", ");
     let unknown: Vec<&Need> = of(ModuleState::Unknown).collect();
     if !unknown.is_empty() {
@@ -162,7 +163,10 @@ pub fn judge(facts: &Facts, config: &Config, backend: Chosen, kernel: &RunningKe
         findings.push(Finding::bad(Level::Degraded, "kernel modules", [what, why, todo]));
     }
     let loaded: Vec<&Need> = of(ModuleState::Present).collect();
-    let on_disk: Vec<&Need> = of(ModuleState::OnDisk).filter(|_| facts.kernel.cannot_load.is_none()).collect();
+    let is_loadable = |need: &&Need| {
+        facts.kernel.cannot_load.is_none() && facts.kernel.forbidden.get(need.module).is_none_or(|it| !it.is_ours)
+    };
+    let on_disk: Vec<&Need> = of(ModuleState::OnDisk).filter(is_loadable).collect();
     let there =
         [(loaded, "loaded or compiled in"), (on_disk, "not loaded; modprobe finds them, and the agent loads them")];
     for (needs, words) in there.into_iter().filter(|(needs, _)| !needs.is_empty()) {
@@ -184,4 +188,21 @@ fn unloadable(need: &Need, facts: &Facts, kernel: &RunningKernel) -> Option<Find
     let what = format!("it is on the disk and not loaded, and the agent cannot load it: {cannot}");
     let subject = format!("kernel module {}", need.module);
     Some(Finding::bad(Level::Degraded, subject, [what, need.why.to_owned(), kernel.way_to_load(need.module)]))
+}
+
+/// A module that lies on the disk, is not loaded, and is forbidden by the host. The agent of an image has a modprobe that does not know of that;
+/// where the kernel itself asks for the module, the host's modprobe answers.
+fn forbidden(need: &Need, facts: &Facts, kernel: &RunningKernel) -> Option<Finding> {
+    let it = facts.kernel.forbidden.get(need.module)?;
+    let (level, who) = if it.is_ours {
+        (need.level, "the agent cannot load it")
+    } else {
+        (
+            Level::Degraded,
+            "the kernel does not load it where it needs it, and what the agent loads by itself is loaded all the same",
+        )
+    };
+    let what = format!("it is not loaded, and {} forbids it ({}): {who}", it.file.display(), it.line);
+    let todo = format!("take the line away; or {}", kernel.way_to_load(need.module));
+    Some(Finding::bad(level, format!("kernel module {}", need.module), [what, need.why.to_owned(), todo]))
 }

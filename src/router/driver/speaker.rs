@@ -98,6 +98,9 @@ impl<K: Kernel> Driver<K> {
                     self.context.metrics.received.inc_by(changes.len() as u64);
                     self.reachable.look_at(changes);
                     let changed = self.plan.learn(changes);
+                    if self.reachable.is_crowded() {
+                        self.reachable.forget_unused(&self.plan.routes().next_hops().collect());
+                    }
                     self.mirrors.mark(&changed);
                 }
                 // Of those that are connected: what others had said before counts until `drop_stale_routes`.

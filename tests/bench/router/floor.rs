@@ -134,8 +134,8 @@ impl Side {
         for (socket, next) in &mut self.senders {
             if *next <= now {
                 self.chance = self.chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                // 75 % to 93 %, as BFD of ours.
-                *next = now + INTERVAL * (768 + (self.chance >> 56) as u32 * 184 / 255) / 1024;
+                // 86 % to 93 %, as BFD of ours.
+                *next = now + INTERVAL * (880 + (self.chance >> 56) as u32 * 72 / 255) / 1024;
                 // The other side may not be there yet, or no longer.
                 sent += usize::from(socket.send(&[0; LENGTH]).is_ok());
             }

@@ -51,6 +51,32 @@ fn a_module_on_the_disk_is_loaded_by_the_agent_unless_it_may_not() {
 }
 
 #[test]
+fn a_module_that_the_host_forbids_is_named_with_the_line_that_does() {
+    let with = |is_ours| {
+        move |facts: &mut Facts| {
+            modules(facts, ModuleState::OnDisk, &["ip_vs", "dummy"]);
+            let line = "install ip_vs /bin/false".to_owned();
+            let it = Forbidden { file: "/etc/modprobe.d/hard.conf".into(), line, is_ours };
+            facts.kernel.forbidden.insert("ip_vs".to_owned(), it);
+        }
+    };
+    let line = "/etc/modprobe.d/hard.conf forbids it (install ip_vs /bin/false)";
+    check(
+        &[],
+        with(true),
+        Level::Fatal,
+        &["kernel module ip_vs", line, "the agent cannot load it", "take the line away"],
+    );
+    check(&[], with(false), Level::Degraded, &["kernel module ip_vs", line, "loaded all the same"]);
+    check_ok(&FIREWALL, with(true), "nftables");
+    let loaded = |facts: &mut Facts| {
+        with(true)(facts);
+        modules(facts, ModuleState::Present, &["ip_vs"]);
+    };
+    check_ok(&[], loaded, "the agent loads them: dummy");
+}
+
+#[test]
 fn settings_that_cannot_be_written_matter_where_their_value_is_wrong() {
     let with = |name: &'static str, value: &'static str| {
         move |facts: &mut Facts| {

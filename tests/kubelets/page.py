@@ -1,0 +1,65 @@
+"""Commands of docs/migration.md, as they are written there: what is run is what an administrator reads."""
+import os
+import re
+
+from labkit import own
+
+
+def found(pattern, flags=0):
+    """The one place of the page that the pattern is found at."""
+    with open(os.path.join(own.TREE, "docs", "migration.md")) as handle:
+        places = re.findall(pattern, handle.read(), flags=re.M | flags)
+    if len(places) != 1:
+        raise AssertionError(f"docs/migration.md has {len(places)} places with {pattern}")
+    return places[0]
+
+
+def on_node(command, name):
+    if "=NODE" not in command:
+        raise AssertionError(f"it names no node: {command}")
+    return command.replace("NODE", name)
+
+
+def making_anew(node):
+    """Deletes the pods which a drain leaves on a node and which have a network of their own (`ANEW`)."""
+    return on_node(found(r"^    (kubectl delete pods -A .*)$"), node)
+
+
+def making_anew_with_an_old_server(node):
+    """The same with API servers that do not select by that."""
+    return on_node(found(r"^    (kubectl get pods -A .*)$"), node)
+
+
+def taken():
+    """Asks the agent of each node how its service proxy stands (`TAKEN`)."""
+    return found(r"^    (for pod in .*?^    done)$", re.S)
+
+
+def own_kubeconfig():
+    """Gives the agents a ConfigMap of their own."""
+    return found(r"^    (kubectl -n kube-system get configmap kube-proxy .*?\| kubectl apply -f -)$", re.S)
+
+
+def patching(has_init):
+    """Puts our image in the place of kube-router's, in a DaemonSet with or without an init container."""
+    init = '"initContainers"' if has_init else '"containers"'
+    return found(r"`(kubectl -n kube-system patch ds kube-router --patch '\{\"spec\":\{\"template\":\{\"spec\":\{" + init + r"[^']+')`")
+
+
+def setting_image():
+    """The same by names of images, in a cluster of kops; nodes have ours without a registry."""
+    command = found(r"`(kubectl -n kube-system set image ds/kube-router [^`]+)`")
+    if command.count("REGISTRY/sluice:") != 2:
+        raise AssertionError(f"it names no registry: {command}")
+    return command.replace("REGISTRY/", "")
+
+
+def leaving_out():
+    """Has Calico's DaemonSet leave out the nodes that have the label: the patch, and the command that waits for it."""
+    return found(r"`(kubectl -n kube-system patch ds calico-node --patch '[^']+')`, and `(kubectl -n kube-system rollout status ds calico-node)`")
+
+
+def mounts_for_tunnels():
+    """The folders which `REMOVE` mounts besides where agents had direct server return."""
+    text = found(r"^Where agents had `--enable-direct-server-return`.*?:\n\n((?:      --mount .*\n)+)", re.S)
+    return tuple(re.findall(r"src=([^,]+),", text)[1:])
