@@ -71,9 +71,11 @@ impl Bench {
             let at = self.at();
             self.session.tick(at);
             let packets = self.packets();
-            assert!(!packets.is_empty() || self.session.deadline() != Some(deadline), "a wake-up does something");
+            let is_over = self.session.is_over(self.now);
+            let does_something = !packets.is_empty() || self.session.deadline() != Some(deadline) || is_over;
+            assert!(does_something, "a wake-up does something");
             all.extend(packets.into_iter().map(|packet| (self.now - began, packet)));
-            if self.session.is_over(self.now) {
+            if is_over {
                 break;
             }
         }
@@ -181,9 +183,9 @@ fn below_up_one_packet_a_second_is_sent_and_after_it_what_both_bear() {
     bench.hear(State::Down);
     bench.hear(State::Up);
     bench.polled();
-    let sent = bench.pass(millis(1_100));
+    let sent = bench.pass(millis(950));
     let times: Vec<Duration> = sent.iter().map(|(time, _)| *time).collect();
-    assert_eq!(times, [1, 2, 3].map(|number| after(number, 400)), "it bears one packet in 400 ms");
+    assert_eq!(times, [1, 2].map(|number| after(number, 400)), "it bears one packet in 400 ms");
     assert!(sent.iter().all(|(_, packet)| packet.send == 300_000 && !packet.poll));
 }
 
