@@ -41,8 +41,8 @@ pub struct KernelFacts {
     pub modules: BTreeMap<&'static str, ModuleState>,
     /// Why no module can be loaded here, as a sentence without its end.
     pub cannot_load: Option<String>,
-    /// Those that the host forbids, by their names with `_`.
-    pub forbidden: BTreeMap<String, Forbidden>,
+    /// Modules that the host forbids.
+    pub forbidden: Forbidden,
     /// Those of the settings that are asked for that exist.
     pub settings: BTreeMap<Setting, FoundSetting>,
 }

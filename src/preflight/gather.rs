@@ -25,7 +25,8 @@ use crate::kernel::file_system::passing;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkKind;
 use crate::kernel::listening_port::listening_ports;
-use crate::kernel::module::{ModuleState, Modules, forbidden, may_change_network, may_enter_namespaces};
+use crate::kernel::module::forbidden::Forbidden;
+use crate::kernel::module::{ModuleState, Modules, may_change_network, may_enter_namespaces};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes, sources_to};
 use crate::kernel::sysctl::{self, Setting};
@@ -63,7 +64,7 @@ fn kernel(found: &Modules) -> KernelFacts {
         version: names.version().to_string_lossy().into_owned(),
         modules: modules::all().map(|name| (name, found.state(name))).collect(),
         cannot_load: found.obstacle(),
-        forbidden: forbidden::of_host(),
+        forbidden: Forbidden::of_host(),
         settings: BTreeMap::new(),
     }
 }
@@ -143,7 +144,7 @@ fn network(config: &Config) -> NetworkFacts {
     }
     let targets = config.node_address.as_ref().map(AddressDetection::targets).unwrap_or_default();
     match sources_to(targets, PROTOCOL) {
-        Ok(sources) => facts.sources = PerFamily { v4: sources.v4.address, v6: sources.v6.address },
+        Ok(sources) => facts.sources = sources,
         Err(error) => unread.push(error.to_string()),
     }
     match link::all() {

@@ -50,7 +50,7 @@ pub struct Linux {
 const TEMPORARY_SET: &str = "sluice-proxy-tmp";
 
 /// Modules that the kernel does not load on first use.
-const MODULES: [&str; 2] = ["ip_vs", "br_netfilter"];
+pub const MODULES: [&str; 2] = ["ip_vs", "br_netfilter"];
 
 /// Opens all kinds in the network namespace of the calling thread, which has to be the thread that uses them: settings
 /// and programs depend on the thread. Also returns the programs of iptables, where that is the backend.

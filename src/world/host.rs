@@ -21,7 +21,6 @@ use crate::kernel::Error;
 use crate::kernel::address::{HostAddress as Found, STAND_IN, Scope};
 use crate::kernel::link::LinkKind;
 use crate::kernel::monitor::Changes;
-use crate::kernel::route::SourceTo;
 use crate::model::{Host, HostAddress, HostLink, OnLink};
 use crate::net::PerFamily;
 
@@ -45,7 +44,7 @@ type OnePerFamily = PerFamily<Option<IpAddr>>;
 pub struct Reading {
     pub addresses: fn() -> Result<Vec<Found>, Error>,
     /// The source addresses of packets to others.
-    pub sources_to: fn(OnePerFamily) -> Result<PerFamily<SourceTo>, Error>,
+    pub sources_to: fn(OnePerFamily) -> Result<OnePerFamily, Error>,
 }
 
 /// Publishes the facts of the host whose Node object has this name, now and whenever the kernel notifies of a change.
@@ -81,7 +80,7 @@ impl Reader {
         let (reading, targets) = (self.reading, self.targets());
         let read = spawn_blocking(move || read(reading, targets)).await.map_err(|error| error.to_string())?;
         let (found, sources) = read.map_err(|error| error.to_string())?;
-        let sources = self.known(sources, &found);
+        let sources = self.known(sources);
         let detected = self.detection.as_mut().map(|detection| {
             let before = detection.chosen();
             let detected = detection.choose(&found, sources);
@@ -95,9 +94,8 @@ impl Reader {
         Ok(Host { detected, ..host(&self.node_name, found) })
     }
 
-    /// Returns the newest answers about the destinations. A route that was learned over sessions by the address so far must not lead to another
-    /// address, with which these sessions and so the route would end: while it decides, the last answer counts as long as the host has that address.
-    fn known(&mut self, answered: Result<PerFamily<SourceTo>, Error>, found: &[Found]) -> OnePerFamily {
+    /// Returns the newest answers about the destinations.
+    fn known(&mut self, answered: Result<OnePerFamily, Error>) -> OnePerFamily {
         let failed = answered.as_ref().err().map(ToString::to_string);
         match (&failed, self.looks_in_vain) {
             (Some(error), false) => warn!(error, "Lookup of source addresses failed; the last known ones count"),
@@ -105,15 +103,7 @@ impl Reader {
             _ => {}
         }
         self.looks_in_vain = failed.is_some();
-        if let Ok(answers) = answered {
-            let is_there = |last: &IpAddr| found.iter().any(|one| one.up && one.address.addr() == *last);
-            for (family, answer) in answers.iter() {
-                let last = self.sources.of_mut(family);
-                if !answer.is_learned || !last.as_ref().is_some_and(is_there) {
-                    *last = answer.address;
-                }
-            }
-        }
+        self.sources = answered.unwrap_or(self.sources);
         self.sources
     }
 
@@ -127,7 +117,7 @@ impl Reader {
     }
 }
 
-type Facts = (Vec<Found>, Result<PerFamily<SourceTo>, Error>);
+type Facts = (Vec<Found>, Result<OnePerFamily, Error>);
 
 fn read(reading: Reading, targets: OnePerFamily) -> Result<Facts, Error> {
     Ok(((reading.addresses)()?, (reading.sources_to)(targets)))
@@ -387,13 +377,13 @@ mod tests {
         fn read() -> Result<Vec<Found>, Error> {
             Ok(vec![found("eth0", "192.0.2.1/24", Scope::Global), found("eth1", "198.51.100.1/24", Scope::Global)])
         }
-        fn sources_to(to: OnePerFamily) -> Result<PerFamily<SourceTo>, Error> {
+        fn sources_to(to: OnePerFamily) -> Result<OnePerFamily, Error> {
             let only = PerFamily { v4: Some(IpAddr::from([203, 0, 113, 1])), v6: None };
             assert_eq!(to, only, "nothing else is looked up");
             let sources = [Some([192, 0, 2, 1]), Some([198, 51, 100, 1]), None, Some([192, 0, 2, 1])];
             let at = LOOKUPS.fetch_add(1, Ordering::Relaxed);
             let v4 = sources.get(at).copied().unwrap_or(Some([192, 0, 2, 1])).map(IpAddr::from);
-            Ok(PerFamily { v4: routed(v4), v6: SourceTo::default() })
+            Ok(PerFamily { v4, v6: None })
         }
         let (changes, changed) = watch::channel(Changes::default());
         let method = "can-reach=203.0.113.1,2001:db8::1".parse().expect("a method");
@@ -421,9 +411,9 @@ mod tests {
             let more = found("eth2", "203.0.113.1/24", Scope::Global);
             Ok(own.into_iter().chain((LOOKUPS.load(Ordering::Relaxed) > 1).then_some(more)).collect())
         }
-        fn sources_to(_: OnePerFamily) -> Result<PerFamily<SourceTo>, Error> {
+        fn sources_to(_: OnePerFamily) -> Result<OnePerFamily, Error> {
             match LOOKUPS.fetch_add(1, Ordering::Relaxed) {
-                1 => Ok(PerFamily { v4: routed(Some([198, 51, 100, 1].into())), v6: SourceTo::default() }),
+                1 => Ok(PerFamily { v4: Some([198, 51, 100, 1].into()), v6: None }),
                 _ => Err(Error::errno("look up a route", "203.0.113.9", rustix::io::Errno::NOBUFS)),
             }
         }
@@ -442,33 +432,6 @@ mod tests {
         }
         let found = |detected: &str, addresses| (detected.to_owned(), addresses);
         assert_eq!(seen, [found("!IPv4", 2), found("198.51.100.1", 2), found("198.51.100.1", 3)]);
-    }
-
-    #[test]
-    fn a_learned_route_to_the_destination_leaves_the_address_by_which_it_was_learned() {
-        let addresses = [found("eth0", "192.0.2.1/24", Scope::Global), found("eth1", "198.51.100.1/24", Scope::Global)];
-        let by = |address: [u8; 4], is_learned| {
-            let v4 = SourceTo { address: Some(address.into()), is_learned };
-            Ok(PerFamily { v4, v6: SourceTo::default() })
-        };
-        let mut reader = Reader {
-            node_name: "node1".to_owned(),
-            reading: reading(|| Ok(Vec::new())),
-            detection: None,
-            sources: OnePerFamily::default(),
-            looks_in_vain: false,
-        };
-        let (eth0, eth1) = ([192, 0, 2, 1], [198, 51, 100, 1]);
-        assert_eq!(reader.known(by(eth1, true), &addresses).v4, Some(eth1.into()), "nothing else is known");
-        assert_eq!(reader.known(by(eth0, false), &addresses).v4, Some(eth0.into()));
-        assert_eq!(reader.known(by(eth1, true), &addresses).v4, Some(eth0.into()), "it was learned by that address");
-        assert_eq!(reader.known(by(eth1, true), &addresses[1..]).v4, Some(eth1.into()), "the host has it no more");
-        assert_eq!(reader.known(by(eth0, false), &addresses).v4, Some(eth0.into()), "a route of others");
-    }
-
-    /// By a route of others.
-    fn routed(address: Option<IpAddr>) -> SourceTo {
-        SourceTo { address, is_learned: false }
     }
 
     fn detected(host: &Host) -> String {

@@ -29,6 +29,12 @@ STATUS = f"{cluster.INSTALLED}/kube-router-node-status.yaml"
 AGENT = ("-n", "kube-system", "-l", f"k8s-app={NAME}-node")
 
 
+def affinity(i):
+    """What says that a block is a node's, which is so from the first pod there on."""
+    spec = {"node": f"node{i}", "cidr": block(i), "state": "confirmed"}
+    return {"apiVersion": f"{GROUP}/v1", "kind": "BlockAffinity", "metadata": {"name": f"node{i}"}, "spec": spec}
+
+
 def its_daemonset():
     pod = {"hostNetwork": True, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, "tolerations": [{"operator": "Exists"}],
            "containers": [newcomer.container("calico-node", "exec sleep 1000000")]}
@@ -75,6 +81,7 @@ class FromCalico(Move):
         newcomer.nodes_wait_for_a_network(bed)
         self.has_calico = set(self.nodes(bed))
         self.put_objects(bed, its_daemonset())
+        bed.apply(*map(affinity, self.nodes(bed)))
         for i in self.nodes(bed):
             bed.on(i, f"mkdir -p /opt/cni/bin; cd {net.CNI}; cp ptp {PLUGINS} /opt/cni/bin/")
             self.put_kernel_state(bed, i)
@@ -85,10 +92,8 @@ class FromCalico(Move):
     def put_objects(self, bed, daemonset):
         bed.apply(definition("IPPool", "ippools"), definition("BlockAffinity", "blockaffinities"))
         bed.wait("its kinds are known", lambda: "blockaffinities" in bed.kubectl("api-resources", f"--api-group={GROUP}"), 60)
-        of = {"apiVersion": f"{GROUP}/v1"}
-        bed.apply({**of, "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"}, "spec": {"cidr": POOL, "blockSize": 26, "ipipMode": "Never", "natOutgoing": True}},
-                  *({**of, "kind": "BlockAffinity", "metadata": {"name": f"node{i}"}, "spec": {"node": f"node{i}", "cidr": block(i), "state": "confirmed"}} for i in self.nodes(bed)),
-                  daemonset)
+        bed.apply({"apiVersion": f"{GROUP}/v1", "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"},
+                   "spec": {"cidr": POOL, "blockSize": 26, "ipipMode": "Never", "natOutgoing": True}}, daemonset)
 
     def put_files(self, bed, i):
         plugin = {"type": "ptp", "ipMasq": False, "mtu": 1450, "ipam": {"type": "host-local", "subnet": block(i), "routes": [{"dst": "0.0.0.0/0"}]}}
@@ -189,6 +194,7 @@ class FromCalico(Move):
             self.has_calico.add(i)
             bed.wait("Calico's pod of the node runs again", lambda: any(pod["spec"]["nodeName"] == f"node{i}" for pod in ready_pods(bed, *AGENT)))
             self.its_program_starts(bed, i)
+            bed.apply(affinity(i))
             for j in self.has_calico - {i}:  # as BIRD does
                 bed.on(j, self.routes(bed, j))
             for j in set(self.nodes(bed)) - self.has_calico:
@@ -197,9 +203,13 @@ class FromCalico(Move):
             self.ask_for_ever(bed, i)
         self.each_node(bed, commands, "kube-bridge", self.network)
 
+    def behind_removal(self, bed, i):
+        """Calico's routes were there all the while."""
+        return "true"
+
     def agents_go_and_leave_nothing(self, bed):
-        bed.kubectl("delete", "-f", STATUS)
-        super().agents_go_and_leave_nothing(bed)
         for i in self.nodes(bed):
             static = [line for line in bed.on(i, f"ip route show root {POOL}").splitlines() if "bird" not in line and " dev veth" not in line]
             that(not static, "routes that an administrator made are left on node", i, static)
+        bed.kubectl("delete", "-f", STATUS)
+        super().agents_go_and_leave_nothing(bed)

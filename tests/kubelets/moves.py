@@ -238,8 +238,11 @@ class Move:
 
     def have_taken(self, bed):
         """Whether both lines are there for every node, with the words that the page asks for."""
-        said = bed.shell(page.taken())
-        return all(re.search(rf"^node{i}: .*complete$\nservice proxy: ready; in sync .*IPVS services \d+", said, flags=re.M) for i in self.nodes(bed))
+        try:
+            said = bed.shell(page.taken())
+        except own.LabError:  # an agent says neither line yet
+            return False
+        return all(re.search(rf"^node{i}: .*complete$\nservice proxy: ready; in sync .*IPVS services [1-9]", said, flags=re.M) for i in self.nodes(bed))
 
     def kube_proxy_goes(self, bed):
         """Its process on all nodes, as when a DaemonSet is deleted; then, node by node, what it has left. Who is connected stays so."""
@@ -360,11 +363,15 @@ class Move:
             bed.shell(page.making_anew_with_an_old_server(f"node{i}"))
         self.each_node(bed, commands, "kube-bridge", "cni0")
 
+    def behind_removal(self, bed, i):
+        """A script with what flannel's daemon does when its pod is made anew: the routes that the agents' took the place of."""
+        return self.routes(bed, i)
+
     def agents_go_and_leave_nothing(self, bed):
         bed.kubectl("delete", "-f", bed.manifest())
         bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
         for i in self.nodes(bed):
-            bed.on(i, f"{bed.once('--cleanup-config', mounts=newcomer.MOUNTS, conf=OURS)} && {{ {self.routes(bed, i)}; }}")
+            bed.on(i, f"{bed.once('--cleanup-config', mounts=newcomer.MOUNTS, conf=OURS)} && {{ {self.behind_removal(bed, i)}; }}")
             left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
                              f"ls /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
             that(not any(left), f"left on node {i}:", left)

@@ -393,13 +393,15 @@ def last_words(bed, pod, name):
     return bed.on(int(pod["spec"]["nodeName"].removeprefix("node")), f"tail -n 30 /var/log/pods/*_{pod['metadata']['name']}_*/{name}/*.log; true")
 
 
-def the_removal_leaves_nothing(bed, mounts=MOUNTS):
+def the_removal_leaves_nothing(bed, mounts=MOUNTS, without_agents=lambda: None):
+    """`without_agents` is called when they are gone, and all else is there."""
     agents_have_never_ended(bed)
     bed.kubectl("delete", "pod", "client", "--wait=false")
     bed.kubectl("delete", "deployment", "web")
     bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
     bed.kubectl("delete", "-f", bed.manifest())
     bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
+    without_agents()
     bed.kube_proxy(False)
     for i in range(1, bed.nodes + 1):
         bed.on(i, bed.once("--cleanup-config", mounts=mounts, conf="/etc/cni/net.d/10-kuberouter.conflist"))

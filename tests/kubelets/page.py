@@ -61,5 +61,5 @@ def leaving_out():
 
 def mounts_for_tunnels():
     """The folders which `REMOVE` mounts besides where agents had direct server return."""
-    text = found(r"^Where agents had `--enable-direct-server-return`.*?:\n\n((?:      --mount .*\n)+)", re.S)
+    text = found(r"^Where agents had `--enable-direct-server-return`[^\n]*:\n\n((?:      --mount [^\n]*\n)+)")
     return tuple(re.findall(r"src=([^,]+),", text)[1:])

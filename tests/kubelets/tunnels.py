@@ -24,12 +24,17 @@ def a_pod_gets_a_tunnel(bed):
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "tunnel", "namespace": NAMESPACE, "annotations": {"kube-router.io/service.dsr": "tunnel"}},
          "spec": {"selector": {"app": "tunnel"}, "externalIPs": [ADDRESS], "ports": [{"port": 8080, "targetPort": 8080}]}})
     bed.wait("the pod is ready", lambda: condition(bed.get("pod", "tunnel", "-n", NAMESPACE), "Ready"))
-    bed.wait("it has the address on a tunnel", lambda: f"{ADDRESS}/32" in in_pods(bed), 300)
+    bed.wait("it has the address on a tunnel", lambda: has_tunnel(bed), 300)
     bed.wait("it is sent packets through it", lambda: "Tunnel" in bed.on(1, MARKED), 300)
+
+
+def has_tunnel(bed):
+    return f"{ADDRESS}/32" in in_pods(bed)
 
 
 def the_removal_takes_the_tunnel_out_of_the_pod(bed):
     """And nothing else of it; without the mounts the tunnel would stay."""
-    newcomer.the_removal_leaves_nothing(bed, (*newcomer.MOUNTS, *((path, "rw") for path in page.mounts_for_tunnels())))
+    mounts = (*newcomer.MOUNTS, *((path, "rw") for path in page.mounts_for_tunnels()))
+    newcomer.the_removal_leaves_nothing(bed, mounts, lambda: that(has_tunnel(bed), "the end of the agents has taken the tunnel away:", in_pods(bed)))
     that(not in_pods(bed), "a pod has", in_pods(bed))
     that(condition(bed.get("pod", "tunnel", "-n", NAMESPACE), "Ready"), "the pod does not run any more")

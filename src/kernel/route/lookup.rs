@@ -9,12 +9,13 @@
 //! Kernel: `RTM_GETROUTE` without `NLM_F_DUMP`, `RTM_F_FIB_MATCH` (4.13); `RTNH_F_LINKDOWN` (4.1). A host without a
 //! route answers `ENETUNREACH`; routes that refuse do so with an error of their own (IPv4) or with their type (IPv6).
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::RouteKey;
-use super::wire::{self, GET_ROUTE, NEW_ROUTE};
+use super::wire::{self, Filter, GET_ROUTE, NEW_ROUTE};
+use super::{RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::Error;
 use crate::kernel::link::{self, LinkName};
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Refusal, Socket};
@@ -104,30 +105,17 @@ const DOWN: u32 = 1 | 16;
 /// `RTN_BLACKHOLE` to `RTN_THROW`.
 const REFUSING: std::ops::RangeInclusive<u8> = 6..=9;
 
-/// The source address that the kernel gives to packets of this host to a destination.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct SourceTo {
-    /// `None` where it has no route to it, or no address for it.
-    pub address: Option<IpAddr>,
-    /// A route that this program has made of learned ones decides.
-    pub is_learned: bool,
-}
-
-/// The source addresses of packets of this host to these destinations. `learned`: the protocol of routes that this program has learned.
+/// Source addresses that the kernel gives to packets of this host to these destinations; `None` where it has no route to one, or no address for it.
+/// `learned`: the protocol of routes of the main table that this program has made of learned ones, which do not count.
 ///
 /// # Errors
 /// The socket cannot be opened, or a request failed.
-pub fn sources_to(targets: PerFamily<Option<IpAddr>>, learned: u8) -> Result<PerFamily<SourceTo>, Error> {
+pub fn sources_to(targets: PerFamily<Option<IpAddr>>, learned: u8) -> Result<PerFamily<Option<IpAddr>>, Error> {
     if targets == PerFamily::default() {
-        return Ok(PerFamily::default());
+        return Ok(targets);
     }
     let mut lookup = Lookup::open()?;
-    let mut source = |target: Option<IpAddr>| {
-        let Some(target) = target else { return Ok(SourceTo::default()) };
-        let deciding = lookup.deciding(target)?;
-        let is_learned = deciding.is_some_and(|(_, protocol)| protocol == learned);
-        Ok(SourceTo { address: lookup.source_to(target)?, is_learned })
-    };
+    let mut source = |target: Option<IpAddr>| target.map_or(Ok(None), |target| lookup.source_to(target, learned));
     Ok(PerFamily { v4: source(targets.v4)?, v6: source(targets.v6)? })
 }
 
@@ -182,9 +170,25 @@ impl Lookup {
         }
     }
 
-    /// Source address that the kernel gives to packets of this host to an address; `None` where it has no route, or no address for it.
-    fn source_to(&mut self, to: IpAddr) -> Result<Option<IpAddr>, Error> {
+    /// Source address that the kernel gives to packets of this host to an address; `None` where it has no route of others, or no address for it.
+    fn source_to(&mut self, to: IpAddr, learned: u8) -> Result<Option<IpAddr>, Error> {
+        let source = self.source_over(to, None)?;
+        // Asked behind the answer, and once more where it says that: a learned route may come and go between the questions.
+        let is_learned = |decided: Option<(RouteKey, u8)>| decided.is_some_and(|(_, protocol)| protocol == learned);
+        if !is_learned(self.deciding(to)?) {
+            return Ok(source);
+        }
+        match self.link_of_others(to, learned)? {
+            Some(link) => self.source_over(to, Some(link)),
+            None => Ok(None),
+        }
+    }
+
+    fn source_over(&mut self, to: IpAddr, link: Option<u32>) -> Result<Option<IpAddr>, Error> {
         self.ask_for(to, Origin::Host(None), 0);
+        if let Some(link) = link.filter(|_| LinkLocal::within(to).is_none()) {
+            self.message.u32(OUTPUT_LINK, link);
+        }
         match self.socket.request(&mut self.message, taken) {
             Ok(found) => Ok(found
                 .into_iter()
@@ -193,6 +197,26 @@ impl Lookup {
                 .and_then(|(taken, _)| taken.source)),
             Err(Fault::Refused(refusal)) if is_no(&refusal) => Ok(None),
             Err(fault) => Err(Error::new("look up a route", to.to_string(), fault.into())),
+        }
+    }
+
+    /// Index of the link of the route of the main table that would decide about an address if there were none of this protocol.
+    fn link_of_others(&mut self, to: IpAddr, learned: u8) -> Result<Option<u32>, Error> {
+        let filter = Filter { table: TABLE_MAIN, device: None, protocol: None };
+        self.message.clear();
+        wire::list(&mut self.message, Family::from(to), filter);
+        let leads_there = |answer: &Answer<'_>| {
+            let route = wire::route(answer)?;
+            let fits = route.key.table == TABLE_MAIN && route.key.destination.contains(&without_link(to));
+            let is_others = route.protocol != learned && route.kind == RouteKind::Unicast;
+            let link = route.hops.first()?.device;
+            let order = (Reverse(route.key.destination.prefix_len()), route.key.metric);
+            (fits && is_others && wire::is_for_all(answer)).then_some((order, link))
+        };
+        match self.socket.dump(&mut self.message, leads_there) {
+            // Of several with one key the kernel takes the one that it lists first.
+            Ok(found) => Ok(found.into_iter().min_by_key(|(order, _)| *order).map(|(_, link)| link)),
+            Err(fault) => Err(Error::new("list routes", format!("table {TABLE_MAIN}"), fault.into())),
         }
     }
 

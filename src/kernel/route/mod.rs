@@ -31,7 +31,7 @@ use super::link::LinkName;
 use super::netlink::Answer;
 use crate::net::Family;
 
-pub use lookup::{Fate, Leading, Lookup, SourceTo, Taken, sources_to};
+pub use lookup::{Fate, Leading, Lookup, Taken, sources_to};
 pub use target::Routes;
 
 /// Number of the table that holds the host's own addresses.

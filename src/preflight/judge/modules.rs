@@ -3,11 +3,16 @@
 use super::Chosen;
 use crate::config::{Backend, Config, Variant};
 use crate::distribution::RunningKernel;
+use crate::firewall;
 use crate::kernel::module::ModuleState;
+use crate::kernel::nftables::probe;
+use crate::kernel::pod_tunnel;
 use crate::net::PerFamily;
 use crate::preflight::facts::Facts;
 use crate::preflight::{Finding, Level};
+use crate::proxy;
 use crate::proxy::settings::kernel_version;
+use crate::router;
 
 /// A module that is needed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +31,7 @@ const NO_BRIDGE: &str = "pods are attached to kube-bridge: without it no pod has
 const NO_PAIRS: &str = "pods are attached by veth pairs: without it no pod has a network";
 const NO_TUNNELS: &str = "pods of nodes in other subnets are reached through tunnels of this kind";
 const NO_POD_TUNNELS: &str = "direct server return ends in tunnels of this kind inside pods";
+const NO_TABLES: &str = "rules for services and policies are in nf_tables and need it: the kernel refuses them without";
 const NO_RULES: &str = "rules that iptables writes for services and policies need it: the kernel refuses them without";
 
 /// Returns the modules that these subsystems need, whatever the packet filter is.
@@ -87,8 +93,19 @@ pub fn of_iptables(config: &Config, variant: Option<Variant>) -> Vec<Need> {
         }
         Some(Variant::NfTables) | None => modules.extend(["nf_tables", "nft_compat"]),
     }
-    let level = if config.proxy.is_some() || config.firewall.is_some() { Level::Fatal } else { Level::Degraded };
+    let level = level_of_filter(config);
     modules.into_iter().map(|module| Need { module, level, why: NO_RULES }).collect()
+}
+
+/// Returns the modules that nf_tables needs for rules of ours.
+fn of_nftables(config: &Config) -> Vec<Need> {
+    let level = level_of_filter(config);
+    probe::MODULES.into_iter().map(|module| Need { module, level, why: NO_TABLES }).collect()
+}
+
+/// How bad it is where rules cannot be written.
+fn level_of_filter(config: &Config) -> Level {
+    if config.proxy.is_some() || config.firewall.is_some() { Level::Fatal } else { Level::Degraded }
 }
 
 /// Modules that a trial of nf_tables loads where they are not part of `nf_tables` itself, and the version of the kernel since which they are.
@@ -128,7 +145,7 @@ pub fn all() -> impl Iterator<Item = &'static str> {
         .chain(OF_IPTABLES)
         .chain(OF_LEGACY.v4)
         .chain(OF_LEGACY.v6)
-        .chain(crate::kernel::nftables::probe::MODULES)
+        .chain(probe::MODULES)
         .chain(FOLDED.map(|(name, _)| name))
 }
 
@@ -150,7 +167,12 @@ pub fn judge(facts: &Facts, config: &Config, backend: Chosen, kernel: &RunningKe
     let of = |wanted| by_name.iter().filter(move |need| state(need) == wanted);
     let mut findings: Vec<Finding> = of(ModuleState::Missing).map(|need| missing(need, facts, kernel)).collect();
     findings.extend(of(ModuleState::OnDisk).filter_map(|need| unloadable(need, facts, kernel)));
-    findings.extend(of(ModuleState::OnDisk).filter_map(|need| forbidden(need, facts, kernel)));
+    if facts.kernel.cannot_load.is_none() {
+        let state = |need: &&Need| facts.kernel.modules.get(need.module) == Some(&ModuleState::OnDisk);
+        let nftables = if backend == Some(Backend::Nftables) { of_nftables(config) } else { Vec::new() };
+        let all = by_name.iter().chain(&nftables).filter(state);
+        findings.extend(all.filter_map(|need| forbidden(need, facts, config)));
+    }
     let names = |needs: Vec<&Need>| needs.iter().map(|need| need.module).collect::<Vec<_>>().join(", ");
     let unknown: Vec<&Need> = of(ModuleState::Unknown).collect();
     if !unknown.is_empty() {
@@ -163,9 +185,8 @@ pub fn judge(facts: &Facts, config: &Config, backend: Chosen, kernel: &RunningKe
         findings.push(Finding::bad(Level::Degraded, "kernel modules", [what, why, todo]));
     }
     let loaded: Vec<&Need> = of(ModuleState::Present).collect();
-    let is_loadable = |need: &&Need| {
-        facts.kernel.cannot_load.is_none() && facts.kernel.forbidden.get(need.module).is_none_or(|it| !it.is_ours)
-    };
+    let is_loadable =
+        |need: &&Need| facts.kernel.cannot_load.is_none() && facts.kernel.forbidden.of(need.module).is_none();
     let on_disk: Vec<&Need> = of(ModuleState::OnDisk).filter(is_loadable).collect();
     let there =
         [(loaded, "loaded or compiled in"), (on_disk, "not loaded; modprobe finds them, and the agent loads them")];
@@ -191,18 +212,24 @@ fn unloadable(need: &Need, facts: &Facts, kernel: &RunningKernel) -> Option<Find
 }
 
 /// A module that lies on the disk, is not loaded, and is forbidden by the host. The agent of an image has a modprobe that does not know of that;
-/// where the kernel itself asks for the module, the host's modprobe answers.
-fn forbidden(need: &Need, facts: &Facts, kernel: &RunningKernel) -> Option<Finding> {
-    let it = facts.kernel.forbidden.get(need.module)?;
-    let (level, who) = if it.is_ours {
-        (need.level, "the agent cannot load it")
-    } else {
-        (
-            Level::Degraded,
-            "the kernel does not load it where it needs it, and what the agent loads by itself is loaded all the same",
-        )
-    };
-    let what = format!("it is not loaded, and {} forbids it ({}): {who}", it.file.display(), it.line);
-    let todo = format!("take the line away; or {}", kernel.way_to_load(need.module));
-    Some(Finding::bad(level, format!("kernel module {}", need.module), [what, need.why.to_owned(), todo]))
+/// where the kernel itself asks for the module, as for most, the host's modprobe answers.
+fn forbidden(need: &Need, facts: &Facts, config: &Config) -> Option<Finding> {
+    let rule = facts.kernel.forbidden.of(need.module)?;
+    let subject = format!("kernel module {}", need.module);
+    let what = format!("it is not loaded, and {} forbids it ({})", rule.file.display(), rule.line);
+    if !facts.kernel.forbidden.is_ours && loaded_at_start(config).contains(&need.module) {
+        return Some(Finding::ok(subject, format!("{what}; the agent loads it all the same")));
+    }
+    let todo = "take that line away".to_owned();
+    Some(Finding::bad(need.level, subject, [what, need.why.to_owned(), todo]))
+}
+
+/// The modules that the agent loads itself. All others come when the kernel is asked for what they do.
+fn loaded_at_start(config: &Config) -> Vec<&'static str> {
+    let mut modules = Vec::new();
+    modules.extend(config.proxy.iter().flat_map(|_| proxy::linux::MODULES));
+    modules.extend(config.firewall.iter().flat_map(|_| firewall::settings::MODULES));
+    modules.extend(config.router.iter().flat_map(|router| router::settings::modules(router, config.families)));
+    modules.extend(config.serves_through_tunnels().then_some(pod_tunnel::MODULES).into_iter().flatten());
+    modules
 }

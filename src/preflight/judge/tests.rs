@@ -7,7 +7,6 @@ mod ports;
 mod process;
 mod rights;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -20,7 +19,7 @@ use crate::kernel::file_system::Passing;
 use crate::kernel::link::{LinkKind, LinkName};
 use crate::kernel::listening_port::Transport;
 use crate::kernel::module::ModuleState;
-use crate::kernel::module::forbidden::Forbidden;
+use crate::kernel::module::forbidden::{Forbidden, Rule};
 use crate::kernel::nftables::foreign::DroppingChain;
 use crate::kernel::sysctl::Setting;
 use crate::kernel::vxlan::{Vxlan, link_address};
@@ -79,7 +78,7 @@ fn facts(config: &Config) -> Facts {
             version: "#1 SMP".to_owned(),
             modules: modules::all().map(|name| (name, ModuleState::Present)).collect(),
             cannot_load: None,
-            forbidden: BTreeMap::new(),
+            forbidden: Forbidden::default(),
             settings: settings::asked(config, "6.12.0", Default::default())
                 .into_iter()
                 .map(|setting| {

@@ -7,10 +7,49 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sluice::kernel::route::{Leading, Lookup};
-use sluice::net::LinkLocal;
+use sluice::kernel::route::{Leading, Lookup, sources_to};
+use sluice::net::{LinkLocal, PerFamily};
+use sluice::router::names::PROTOCOL;
 
-use crate::namespace::{attempt, in_new, own_run, run};
+use crate::namespace::{attempt, in_new, own_run, run, shell};
+
+/// `can-reach`: the address of a node must not follow a route that was learned over sessions by that address.
+#[test]
+fn the_source_towards_an_address_is_that_of_the_best_route_that_was_not_learned() {
+    in_new(|| {
+        for (link, v4, v6) in
+            [("one", "192.0.2.1/24", "2001:db8:1::1/64"), ("two", "198.51.100.1/24", "2001:db8:2::1/64")]
+        {
+            run(&format!("ip link add {link} type veth peer name far-{link}"));
+            shell(&format!("ip link set {link} up; ip link set far-{link} up"));
+            shell(&format!("ip address add {v4} dev {link}; ip address add {v6} dev {link} nodad"));
+        }
+        let to: [IpAddr; 2] = ["203.0.113.1", "2001:db8:113::1"].map(|text| text.parse().expect("an address"));
+        let sources = || {
+            let found =
+                sources_to(PerFamily { v4: Some(to[0]), v6: Some(to[1]) }, PROTOCOL).expect("the kernel answers");
+            [found.v4, found.v6].map(|source| source.map_or_else(|| "none".to_owned(), |source| source.to_string()))
+        };
+        let (one, two, none) = (["192.0.2.1", "2001:db8:1::1"], ["198.51.100.1", "2001:db8:2::1"], ["none", "none"]);
+        assert_eq!(sources(), none);
+        run(
+            "ip route add 203.0.113.0/24 via 198.51.100.9 proto 17; ip -6 route add 2001:db8:113::/64 via 2001:db8:2::9 proto 17",
+        );
+        assert_eq!(sources(), none, "nothing else leads there");
+        shell("ip route add default via 192.0.2.9; ip -6 route add default via 2001:db8:1::9");
+        shell(
+            "ip route add default via 198.51.100.9 metric 2000; ip -6 route add default via 2001:db8:2::9 metric 2000",
+        );
+        assert_eq!(sources(), one, "a default route of others, of two the one that the kernel prefers");
+        run(
+            "ip route add 203.0.113.0/25 via 198.51.100.9 proto static; ip -6 route add 2001:db8:113::/65 via 2001:db8:2::9 proto static",
+        );
+        assert_eq!(sources(), two, "a longer one of others");
+        shell("ip route del 203.0.113.0/25; ip -6 route del 2001:db8:113::/65");
+        shell("ip route del 203.0.113.0/24; ip -6 route del 2001:db8:113::/64");
+        assert_eq!(sources(), one, "without any learned route");
+    });
+}
 
 #[test]
 fn the_kernel_says_where_an_address_leads() {
