@@ -32,7 +32,7 @@ fn the_source_towards_an_address_is_that_of_the_best_route_that_was_not_learned(
         };
         let (one, two, none) = (["192.0.2.1", "2001:db8:1::1"], ["198.51.100.1", "2001:db8:2::1"], ["none", "none"]);
         assert_eq!(sources(), none);
-        run(
+        shell(
             "ip route add 203.0.113.0/24 via 198.51.100.9 proto 17; ip -6 route add 2001:db8:113::/64 via 2001:db8:2::9 proto 17",
         );
         assert_eq!(sources(), none, "nothing else leads there");
@@ -41,7 +41,7 @@ fn the_source_towards_an_address_is_that_of_the_best_route_that_was_not_learned(
             "ip route add default via 198.51.100.9 metric 2000; ip -6 route add default via 2001:db8:2::9 metric 2000",
         );
         assert_eq!(sources(), one, "a default route of others, of two the one that the kernel prefers");
-        run(
+        shell(
             "ip route add 203.0.113.0/25 via 198.51.100.9 proto static; ip -6 route add 2001:db8:113::/65 via 2001:db8:2::9 proto static",
         );
         assert_eq!(sources(), two, "a longer one of others");
