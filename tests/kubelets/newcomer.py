@@ -393,8 +393,8 @@ def last_words(bed, pod, name):
     return bed.on(int(pod["spec"]["nodeName"].removeprefix("node")), f"tail -n 30 /var/log/pods/*_{pod['metadata']['name']}_*/{name}/*.log; true")
 
 
-def the_removal_leaves_nothing(bed, mounts=MOUNTS, without_agents=lambda: None):
-    """`without_agents` is called when they are gone, and all else is there."""
+def the_removal_leaves_nothing(bed, mounts=MOUNTS, without_agents=lambda: None, stays="$^"):
+    """`without_agents` is called when they are gone, and all else is there. `stays`: which lines about a node may be there all the same."""
     agents_have_never_ended(bed)
     bed.kubectl("delete", "pod", "client", "--wait=false")
     bed.kubectl("delete", "deployment", "web")
@@ -412,5 +412,5 @@ def the_removal_leaves_nothing(bed, mounts=MOUNTS, without_agents=lambda: None):
         left = bed.on(i, f"nft list tables; {rules}; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|SCTP|FWM)'; "
                          "ip -br link | grep -E '^(kube-|tun-|sluice)'; for f in 4 6; do ip -$f rule | grep -vE 'lookup (local|main|default)'; done; "
                          f"{rest}; ls /etc/cni/net.d; ls -A /var/lib/sluice /run/sluice | grep -v :$; ls /opt/cni/bin | grep sluice; true")
-        left = [line for line in left.splitlines() if line and not re.search(r"table ip6? (filter|nat|mangle|raw)$", line)]
+        left = [line for line in left.splitlines() if line and not re.search(rf"table ip6? (filter|nat|mangle|raw)$|{stays}", line)]
         that(not left, f"left on node {i}:", left)
