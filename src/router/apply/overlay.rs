@@ -121,28 +121,41 @@ impl<K: Kernel> Mirrors<K> {
         if self.wireguard_peers.is_settled() || !self.wireguard_peers.learn(at) {
             return;
         }
-        // The kernel takes a range from the peer that had it.
         let wanted = &desired.wireguard_peers;
-        let owners = self.owners();
-        let losing = |key: &PeerKey| -> BTreeSet<PeerKey> {
-            let ranges = wanted.get(key).into_iter().flat_map(|peer| peer.allowed.iter());
-            let owners = ranges.filter_map(|range| owners.get(&(key.link.clone(), *range)));
-            owners.filter(|owner| *owner != key).cloned().collect()
-        };
-        let losing: BTreeMap<PeerKey, BTreeSet<PeerKey>> =
-            wanted.keys().map(|key| (key.clone(), losing(key))).collect();
-        let takes_nothing = |key: &PeerKey| losing.get(key).is_none_or(BTreeSet::is_empty);
+        let losing = self.losing(wanted);
         let is_known = leave.routes_are_complete || nothing_is_learned(desired, learned);
-        let grown_to = if is_known { wanted.clone() } else { self.with_former_ranges(wanted) };
+        let former = (!is_known).then(|| self.with_former_ranges(wanted));
+        let grown_to = former.as_ref().unwrap_or(wanted);
         // What is only remembered takes nothing from what the kernel holds, which is newer.
-        let come = |key: &PeerKey| growth == Growth::Full || takes_nothing(key);
+        let come = |key: &PeerKey| growth == Growth::Full || !losing.contains_key(key);
         let may = MayGrow { come, change: |_: &PeerKey| true };
-        let grown = self.wireguard_peers.grow_those(&grown_to, growth, at, may);
-        let has_more = grown_to.iter().filter(|(key, peer)| wanted.get(key) != Some(peer));
+        let grown = self.wireguard_peers.grow_those(grown_to, growth, at, may);
+        let has_more = former.iter().flatten().filter(|(key, peer)| wanted.get(key) != Some(peer));
         has_more.for_each(|(key, _)| self.wireguard_peers.mark(key.clone()));
         for key in grown.iter().filter_map(|key| losing.get(key)).flatten() {
             self.wireguard_peers.doubt(key.clone());
         }
+    }
+
+    /// Returns which peers in the kernel have ranges of those that may be wanted differently: the kernel takes a range from the peer that had it.
+    fn losing(&self, wanted: &BTreeMap<PeerKey, Peer>) -> BTreeMap<PeerKey, BTreeSet<PeerKey>> {
+        let of_all = || wanted.iter().collect::<Vec<_>>();
+        let may_differ = self
+            .wireguard_peers
+            .unsettled()
+            .map_or_else(of_all, |keys| keys.iter().filter_map(|key| wanted.get_key_value(key)).collect());
+        let mut wanted_by: BTreeMap<(&LinkName, IpNet), Vec<&PeerKey>> = BTreeMap::new();
+        for (key, peer) in may_differ {
+            peer.allowed.iter().for_each(|range| wanted_by.entry((&key.link, *range)).or_default().push(key));
+        }
+        let mut losing: BTreeMap<PeerKey, BTreeSet<PeerKey>> = BTreeMap::new();
+        for (owner, peer) in self.wireguard_peers.seen().into_iter().flatten() {
+            let takers = peer.allowed.iter().filter_map(|range| wanted_by.get(&(&owner.link, *range))).flatten();
+            for taker in takers.filter(|taker| **taker != owner) {
+                losing.entry((*taker).clone()).or_default().insert(owner.clone());
+            }
+        }
+        losing
     }
 
     /// Returns the wanted peers, each with what it has in the kernel besides and no other one wants: a route that is not learned yet may lead there.
@@ -199,13 +212,6 @@ impl<K: Kernel> Mirrors<K> {
             past_walls.retain(|key| !seen.and_then(|seen| seen.get(key)).is_some_and(serves));
         }
         past_walls
-    }
-
-    /// Returns the peers that have ranges in the kernel, as last seen.
-    fn owners(&self) -> BTreeMap<(LinkName, IpNet), PeerKey> {
-        let seen = self.wireguard_peers.seen().into_iter().flatten();
-        seen.flat_map(|(key, peer)| peer.allowed.iter().map(|range| ((key.link.clone(), *range), key.clone())))
-            .collect()
     }
 
     /// Deletes peers of nodes that are none any more, which no learned route can change. Without an address of our own no device is wanted: where
