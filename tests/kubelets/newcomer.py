@@ -292,9 +292,13 @@ def all_nodes_say_how_they_stand_and_one_makes_a_bundle(bed):
     made = subprocess.run([*inside, "sluice", "bundle", "-f", "-"], stdin=subprocess.DEVNULL, capture_output=True)
     that(made.returncode == 0, "sluice bundle:", made.stderr.decode())
     with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
-        names = [os.path.basename(one.name) for one in archive]
-    own.say(f"  a bundle of {len(names)} parts, {len(made.stdout) / 2**20:.1f} MiB")
-    that({"parts.json", "about.json", "config.txt"} <= set(names), names)
+        texts = {one.name.partition("/")[2]: archive.extractfile(one).read().decode() for one in archive if one.isfile()}
+    that({"parts.json", "about.json", "config.txt", "kernel/firewall.txt", "kernel/router.txt"} <= set(texts), list(texts))
+    parts = json.loads(texts["parts.json"])["parts"]
+    own.say(f"  a bundle of {len(texts)} files, {len(made.stdout) / 2**20:.1f} MiB: " + ", ".join(f"{one['part']} ({one.get('bytes', one.get('why'))})" for one in parts))
+    that(len(parts) > 10 and all(one["state"] != "failed" for one in parts), parts)
+    for address in web_addresses(bed) if bed.serves_services() else ():
+        that(address in texts["kernel/proxy.txt"], "kernel/proxy.txt does not have", address, "\n" + texts["kernel/proxy.txt"][:2000])
     token = own.run(*inside, "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token").strip()
     that(len(token) > 100 and token.encode() not in made.stdout, "the token is in the bundle, or was not read")
     a_bundle_brings_its_cluster_up_elsewhere(bed, made.stdout)
