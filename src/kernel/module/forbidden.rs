@@ -16,7 +16,7 @@ const HOST: &str = "/proc/1/root";
 /// Programs that load nothing.
 const IDLE: [&str; 4] = ["false", "true", ":", "exit"];
 
-/// What a host runs in the place of modules, in the order of its files.
+/// Commands that a host runs in the place of modules, in the order of its files.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Forbidden {
     /// Names with `_` in place of `-`, which may have `*` and `?`.
