@@ -173,7 +173,7 @@ impl Lookup {
     /// Source address that the kernel gives to packets of this host to an address; `None` where it has no route of others, or no address for it.
     fn source_to(&mut self, to: IpAddr, learned: u8) -> Result<Option<IpAddr>, Error> {
         let source = self.source_over(to, None)?;
-        // Asked behind the answer, and once more where it says that: a learned route may come and go between the questions.
+        // Asked behind the answer, so that a learned route that came between is seen. One that went is corrected by the next look.
         let is_learned = |decided: Option<(RouteKey, u8)>| decided.is_some_and(|(_, protocol)| protocol == learned);
         if !is_learned(self.deciding(to)?) {
             return Ok(source);
