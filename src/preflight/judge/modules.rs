@@ -168,10 +168,9 @@ pub fn judge(facts: &Facts, config: &Config, backend: Chosen, kernel: &RunningKe
     let mut findings: Vec<Finding> = of(ModuleState::Missing).map(|need| missing(need, facts, kernel)).collect();
     findings.extend(of(ModuleState::OnDisk).filter_map(|need| unloadable(need, facts, kernel)));
     if facts.kernel.cannot_load.is_none() {
-        let state = |need: &&Need| facts.kernel.modules.get(need.module) == Some(&ModuleState::OnDisk);
         let nftables = if backend == Some(Backend::Nftables) { of_nftables(config) } else { Vec::new() };
-        let all = by_name.iter().chain(&nftables).filter(state);
-        findings.extend(all.filter_map(|need| forbidden(need, facts, config)));
+        let on_disk = by_name.iter().chain(&nftables).filter(|need| state(need) == ModuleState::OnDisk);
+        findings.extend(on_disk.filter_map(|need| forbidden(need, facts, config)));
     }
     let names = |needs: Vec<&Need>| needs.iter().map(|need| need.module).collect::<Vec<_>>().join(", ");
     let unknown: Vec<&Need> = of(ModuleState::Unknown).collect();
