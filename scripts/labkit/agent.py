@@ -87,5 +87,13 @@ class Agent:
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=patience)
         return done.returncode, done.stdout
 
+    def remembers(self, word):
+        """Whether the last known state on its disk has this in it; it is written half a minute after the first change."""
+        path = f"{self.state}/last-known"
+        if not os.path.exists(path):
+            return False
+        with open(path, "rb") as handle:
+            return word.encode() in handle.read()
+
     def healthy(self):
         return kernel.http_get(self.i, "/healthz")[0] == 200

@@ -38,6 +38,10 @@ class Manifests:
     def delete(self, service):
         os.unlink(f"{self.folder}/{service.name}.json")
 
+    def told(self, _service):
+        """What agents are told of a Service, for who waits for one to do it."""
+        return "its manifest is written"
+
     def apply(self, name, items):
         """Puts objects of any kind there, together under a name."""
         self.write(name, items)
@@ -166,18 +170,25 @@ class Cluster:
         with contextlib.suppress(FileNotFoundError):  # the next cluster here has another authority
             os.unlink(f"{net.RUN}/kubeconfig")
 
-    def wait_for_slices(self, service, seconds=60):
-        """Until the controller has made what `service` says, addresses and names of ports; only for those who must know that it was the agent's turn."""
+    def ready(self, service):
+        """The addresses that the controller calls ready in a Service's slices."""
         path = f"/apis/discovery.k8s.io/v1/namespaces/{objects.NAMESPACE}/endpointslices?labelSelector=kubernetes.io/service-name%3D{service.name}"
-        want = sorted(net.pod_address(p, f) for f in service.families for p in service.pods)
-        names = {service.port_name(port) for port in service.ports}
+        endpoints = [endpoint for item in self.api.get(path)["items"] for endpoint in item["endpoints"] or []]
+        return sorted(a for endpoint in endpoints if endpoint["conditions"].get("ready") for a in endpoint["addresses"])
 
-        def there():
-            items = self.api.get(path)["items"]
-            found = [a for item in items for e in item["endpoints"] or [] for a in e["addresses"]]
-            return sorted(found) == want and {port["name"] for item in items for port in item["ports"] or []} <= names
-        if not own.wait(there, seconds, 0.2):
-            raise own.LabError(f"the controller made no slices for {service.name} within {seconds} s")
+    def told(self, service):
+        """What agents are told of a Service, for who waits for one to do it."""
+        try:
+            return f"ready in its slices: {' '.join(self.ready(service)) or 'none'}"
+        except (OSError, ApiError) as error:
+            return f"the API server does not say what its slices are: {error}"
+
+    def wait_for_slices(self, service, seconds=240):
+        """Until the controller has made of a Service what its pods are. After an outage of the API server that may take minutes: it tries again after up to a
+        minute, then refuses to work on what its own caches do not have yet, and doubles its delay each time."""
+        want = sorted(net.pod_address(p, f) for f in service.families for p in service.pods)
+        if not own.wait(lambda: self.ready(service) == want, seconds, 0.2):
+            raise own.LabError(f"the controller made no slices for {service.name} within {seconds} s: {self.told(service)}")
 
     def stop_server(self):
         """Stops the API server itself, on the machine; etcd and the controllers stay."""

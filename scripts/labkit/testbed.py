@@ -107,7 +107,7 @@ class Testbed:
         for i in nodes or self.agents:
             for service in services or self.services.values():
                 if not own.wait(lambda: not self.missing(i, service), seconds, 0.2):
-                    raise own.LabError(f"node {i} does not serve '{service.name}' after {seconds} s: {self.missing(i, service)}"
+                    raise own.LabError(f"node {i} does not serve '{service.name}' after {seconds} s: {self.missing(i, service)} ({self.source.told(service)})"
                                        f"\n{self.tail(i)}")
 
     def missing(self, i, service):

@@ -226,6 +226,8 @@ def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
     with expect.service(bed, "outage", kind="NodePort", ports=[Port(80, node_port=30102)]) as s:
         targets = [("n1p2", s.address(), 80), ("n2p2", s.address("6"), 80), ("n3p2", s.address(), 80),
                    ("ext", bed.plan.addresses(1)[0], 30102), ("ext", bed.plan.addresses(2)[1], 30102)]
+        # That of a new node is on no disk yet.
+        expect.soon(lambda: all(bed.agents[i].remembers("kubernetes") for i in (1, 2)), 90, "nothing of what is known is on disk")
         with expect.load(*targets, pause=0.1), expect.stream({"n1p1": ["n2p1", "n3p1"]}):
             bed.source.stop_server()
             try:
@@ -253,6 +255,7 @@ def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
             finally:
                 bed.source.start_server()
             bed.put(s.name, PODS[:2], unready=PODS[2:])
+            bed.source.wait_for_slices(s)
             bed.settle(s)
         expect.share("n1p2", s.address(), 80, PODS[:2])
         expect.share("n2p2", s.address("6"), 80, PODS[:2])

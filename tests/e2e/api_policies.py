@@ -1,6 +1,5 @@
 """Network policies from a real API server, on nodes in two subnets; node 2 has legacy iptables."""
 import contextlib
-import os
 import re
 import time
 
@@ -21,7 +20,7 @@ def policies_hold_through_an_outage_of_the_api_server_with_restarts_in_it_and_ch
         bed.source.api.put(POLICIES, _policy("only-n1p1", {"app": "n3p1"}, [only]))
         _becomes({"n1p1"}, "a policy from the API:")
         # What is known is written down half a minute after its first change, the policy with the rest.
-        expect.soon(lambda: all(_remembers(bed, i, "only-n1p1") for i in (1, 3)), 90, "the policy is in no file of what was known")
+        expect.soon(lambda: all(bed.agents[i].remembers("only-n1p1") for i in (1, 3)), 90, "the policy is in no file of what was known")
         bed.source.stop_server()
         try:
             time.sleep(2)
@@ -142,14 +141,6 @@ def _crd(*versions):
                      "names": {"kind": "ClusterNetworkPolicy", "listKind": "ClusterNetworkPolicyList", "plural": "clusternetworkpolicies",
                                "singular": "clusternetworkpolicy", "shortNames": ["cnp"]},
                      "versions": [version(name) for name in versions]}}
-
-
-def _remembers(bed, i, word):
-    path = f"{bed.agents[i].state}/last-known"
-    if not os.path.exists(path):
-        return False
-    with open(path, "rb") as handle:
-        return word.encode() in handle.read()
 
 
 def _policy(name, selected, rules):
