@@ -7,6 +7,7 @@
 mod audited;
 mod deleting;
 mod differing;
+mod doubt;
 mod growing;
 mod inspected;
 mod kept;
@@ -20,6 +21,7 @@ use std::ops::Bound;
 use std::time::Instant;
 
 use self::differing::side_by_side;
+use self::doubt::Doubt;
 use super::backoff::Backoff;
 use super::moment::Moment;
 use super::sorted::Sorted;
@@ -76,7 +78,7 @@ pub struct Mirror<T: Target, S = PackedMap<<T as Target>::Key, <T as Target>::Va
     /// Keys that are dirty and that no round looks at for now. None of them is among the dirty ones.
     postponed: BTreeSet<T::Key>,
     /// Keys whose last step failed. They are read back, when the delay is over, before they are compared.
-    doubtful: BTreeSet<T::Key>,
+    doubtful: BTreeMap<T::Key, Doubt<T::Value>>,
     /// Keys whose last step failed, with the half of a round in which it did. They stay here while they are tried
     /// again: only a success, or nothing left to do, ends the trouble.
     failing: BTreeMap<T::Key, Phase>,
@@ -140,7 +142,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             seen: None,
             dirty: Dirty::All,
             postponed: BTreeSet::new(),
-            doubtful: BTreeSet::new(),
+            doubtful: BTreeMap::new(),
             failing: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             backoff: Backoff::default(),
@@ -169,7 +171,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     /// Has this object read back at once, before it is compared again: what is wanted of it may have another effect now.
     pub fn doubt(&mut self, key: T::Key) {
         if self.seen.is_some() {
-            self.doubtful.insert(key.clone());
+            self.doubtful.insert(key.clone(), Doubt::Unknown);
             self.mark(key);
             self.backoff.tried();
         }
@@ -196,7 +198,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
 
     /// Returns the keys of which it is not known whether they are there: those in doubt, and those that were known when a reading failed.
     pub fn uncertain_keys(&self) -> impl Iterator<Item = &T::Key> {
-        self.doubtful.iter().chain(&self.forgotten)
+        self.doubtful.keys().chain(&self.forgotten)
     }
 
     /// Returns whether this object is known to exist, in whatever form.
@@ -211,7 +213,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
 
     /// Returns the keys whose last step failed and that were not read back since: the kernel may hold anything there.
     pub fn doubts(&self) -> impl Iterator<Item = &T::Key> {
-        self.doubtful.iter()
+        self.doubtful.keys()
     }
 
     /// The keys of objects that could not be created or changed when that was tried the last time.
@@ -332,7 +334,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
                 }
             }
         } else if self.backoff.is_due(at.now) && !self.doubtful.is_empty() {
-            let keys: Vec<T::Key> = self.doubtful.iter().cloned().collect();
+            let keys: Vec<T::Key> = self.doubtful.keys().cloned().collect();
             match self.target.read_some(&keys) {
                 Ok(found) => {
                     let seen = self.seen.as_mut().expect("seen was checked above");
@@ -359,7 +361,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     ) -> Planned<T> {
         let Some(seen) = self.seen() else { return Vec::new() };
         let plan = |(key, have, wanted): (&T::Key, Option<&T::Value>, Option<&T::Value>)| {
-            if self.doubtful.contains(key) {
+            if self.doubtful.contains_key(key) {
                 return None;
             }
             after(key, have, wanted).map(|then| (key.clone(), have.cloned(), then))
@@ -381,12 +383,12 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         let mut done = Vec::with_capacity(planned.len());
         let mut there = Vec::with_capacity(planned.len());
         let seen = self.seen.as_mut().expect("steps are planned only from what was seen");
-        for (index, (key, _, want)) in planned.into_iter().enumerate() {
+        for (index, (key, have, want)) in planned.into_iter().enumerate() {
             if failed.contains_key(&index) {
                 seen.drop_key(&key);
                 let half = if want.is_some() { Phase::Grow } else { Phase::Shrink };
                 self.failing.insert(key.clone(), if phase == Phase::Whole { half } else { phase });
-                self.doubtful.insert(key);
+                self.doubtful.insert(key, Doubt::OneOf([have, want]));
                 continue;
             }
             self.failing.remove(&key);
@@ -414,17 +416,17 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         let Some(seen) = self.seen() else { return };
         let left: BTreeSet<T::Key> = match &self.dirty {
             Dirty::Keys(keys) => {
-                let settled = |key: &&T::Key| seen.value(key) == want.value(key) && !self.doubtful.contains(key);
+                let settled = |key: &&T::Key| seen.value(key) == want.value(key) && !self.doubtful.contains_key(key);
                 keys.iter().filter(|key| !settled(key)).cloned().collect()
             }
             Dirty::All => {
                 let differing = side_by_side(seen, want).filter(|(_, have, wanted)| have != wanted);
-                differing.map(|(key, ..)| key).chain(&self.doubtful).cloned().collect()
+                differing.map(|(key, ..)| key).chain(self.doubtful.keys()).cloned().collect()
             }
         };
         // A key that failed in this half, is not in doubt and was not tried again has nothing left to do in it.
         self.failing
-            .retain(|key, failed_in| self.doubtful.contains(key) || (*failed_in != phase && left.contains(key)));
+            .retain(|key, failed_in| self.doubtful.contains_key(key) || (*failed_in != phase && left.contains(key)));
         self.dirty = Dirty::Keys(left);
         if self.doubtful.is_empty() && self.failing.is_empty() && self.trouble.is_some() {
             self.trouble = None;

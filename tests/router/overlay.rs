@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sluice::config::Backend;
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
-use sluice::kernel::route::TABLE_MAIN;
+use sluice::kernel::route::{RouteKey, TABLE_MAIN};
 use sluice::kernel::sysctl::Setting;
 use sluice::kernel::tunnel::Tunnel;
 use sluice::kernel::vxlan::Vxlan;
@@ -281,5 +281,41 @@ fn a_device_that_is_there_filters_loosely_only_once_it_has_an_address() {
         kernel.with(|machine| machine.broken_object = None);
         assert!(rounds().values().all(|value| value.as_deref() == Some("2")));
         assert!(mirrors.is_settled());
+    }
+}
+
+/// Each for itself: the tunnel of a node that is gone, and with `vxlan` its entry.
+#[test]
+fn a_route_that_fails_for_good_keeps_no_tunnel_but_those_that_it_may_use() {
+    for encap in ["ipip", "vxlan"] {
+        let encap = format!("--overlay-encap={encap}");
+        let mut cluster = Cluster::new(&["--node-routes=api", "--overlay-type=full", &encap]);
+        for number in 1..=4 {
+            cluster.add_node(number, "192.0.2", "v4", &format!("10.244.{number}.0/24"));
+        }
+        let (config, families) = cluster.config();
+        let mut plan = Plan::new(config.clone(), families);
+        let kernel = MemoryKernel::new(State::of_others());
+        let mut mirrors = Mirrors::new(kernel.router_targets_of(config.backend));
+        let mut now = Instant::now();
+        mirrors.mark(&plan.update(&cluster.world(1)));
+        rounds_apart(&mut mirrors, &plan, &mut now);
+        let ways = || kernel.with(|machine| machine.state.tunnels.len() + machine.state.overlay_entries.len());
+        let all = ways();
+        assert!(mirrors.is_settled() && all >= 3);
+        // The route to the pods of node 2 is to become one without a tunnel, which is refused for good. Node 3 goes.
+        let route = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
+        kernel.with(|machine| machine.broken_object = Some(Object::Route(route.clone())));
+        cluster.change_node(2, |node| node.pod_cidrs = Vec::new());
+        cluster.change_node(4, |node| node.pod_cidrs = vec![prefix("10.244.2.0/24")]);
+        cluster.remove_node(3);
+        mirrors.mark(&plan.update(&cluster.world(1)));
+        rounds_apart(&mut mirrors, &plan, &mut now);
+        assert!(!mirrors.is_settled());
+        assert_eq!(ways(), all - 1, "{encap}: that of node 3 alone is gone, through that of node 2 a route leads");
+        kernel.with(|machine| machine.broken_object = None);
+        rounds_apart(&mut mirrors, &plan, &mut now);
+        assert!(mirrors.is_settled());
+        assert_eq!(ways(), all - 2, "{encap}");
     }
 }

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::{Audited, Course, Drift, Kept, Mirror, Sorted};
+use super::{Audited, Course, Doubt, Drift, Kept, Mirror, Sorted};
 use crate::reconcile::target::{Glance, Target};
 
 /// The first and the last key.
@@ -26,12 +26,12 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         let portion: Vec<T::Key> = range.by_ref().take(most).map(|(key, _)| key.clone()).collect();
         self.audit_from = range.next().map(|(key, _)| key.clone());
         drop(range);
-        let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
+        let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains_key(key)).collect();
         // Glances may rest, and one that comes now sees what this audit leaves to them.
         let suspects = if begins { self.target.glance(seen) } else { Glance::Alike };
         let mut keys: BTreeSet<T::Key> = self.target.to_audit(seen, &keys).into_iter().collect();
         if let Glance::These(suspects) = suspects {
-            let is_known = |key: &T::Key| seen.value(key).is_some() && !self.doubtful.contains(key);
+            let is_known = |key: &T::Key| seen.value(key).is_some() && !self.doubtful.contains_key(key);
             keys.extend(suspects.into_iter().filter(is_known));
         }
         let keys: Vec<T::Key> = keys.into_iter().collect();
@@ -70,8 +70,8 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         }
         unexpected.extend(there.map(|(other, _)| other.clone()));
         let mut drift = Vec::new();
-        differing.retain(|key| !self.doubtful.contains(key));
-        unexpected.retain(|key| !self.doubtful.contains(key));
+        differing.retain(|key| !self.doubtful.contains_key(key));
+        unexpected.retain(|key| !self.doubtful.contains_key(key));
         for key in differing {
             self.compare_one(key, &mut found, &mut drift);
         }
@@ -93,7 +93,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         let portion: Vec<T::Key> = rest.by_ref().take(course.portion).map(|(key, _)| key.clone()).collect();
         course.next = rest.next().map(|(key, _)| key.clone());
         drop(rest);
-        let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
+        let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains_key(key)).collect();
         if keys.is_empty() {
             return Ok(Audited { drift: Vec::new(), finished: course.next.is_none() });
         }
@@ -136,7 +136,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             }
         };
         let (known, unknown): (Vec<T::Key>, Vec<T::Key>) =
-            keys.into_iter().filter(|key| !self.doubtful.contains(key)).partition(|key| seen.value(key).is_some());
+            keys.into_iter().filter(|key| !self.doubtful.contains_key(key)).partition(|key| seen.value(key).is_some());
         let all: Vec<T::Key> = known.iter().chain(&unknown).cloned().collect();
         let mut found = self.target.read_some(&all)?;
         let mut drift = Vec::new();
@@ -151,7 +151,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
 
     fn doubt_unexpected(&mut self, key: T::Key, drift: &mut Vec<Drift>) {
         drift.push(Drift::Unexpected(key.to_string()));
-        self.doubtful.insert(key.clone());
+        self.doubtful.insert(key.clone(), Doubt::Unknown);
         self.mark(key);
     }
 
@@ -162,6 +162,6 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             while seen.next_if(|one| *one < key).is_some() {}
             seen.next_if(|one| *one == key).is_some()
         };
-        existing.into_iter().filter(|key| !is_known(key) && !self.doubtful.contains(key)).collect()
+        existing.into_iter().filter(|key| !is_known(key) && !self.doubtful.contains_key(key)).collect()
     }
 }

@@ -46,7 +46,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
 
     /// Returns whether the last step of this object failed and it was not read back since.
     pub fn is_doubtful(&self, key: &T::Key) -> bool {
-        self.doubtful.contains(key)
+        self.doubtful.contains_key(key)
     }
 
     /// Returns whether it is known that none of these keys exists: a key in doubt may.
@@ -60,7 +60,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         let mut differing = Differing { missing: Vec::new(), surplus: Vec::new() };
         let Some(seen) = self.seen() else { return differing };
         let mut note = |key: &T::Key, is_there: bool, is_wanted: bool| match (is_there, is_wanted) {
-            _ if self.doubtful.contains(key) => {}
+            _ if self.doubtful.contains_key(key) => {}
             (false, true) => differing.missing.push(key.clone()),
             (true, false) => differing.surplus.push(key.clone()),
             (true, true) | (false, false) => {}

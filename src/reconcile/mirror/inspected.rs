@@ -116,7 +116,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     /// Notes the objects whose last change failed, and counts those that wait.
     fn note_unsettled(&self, noted: &mut Noted) {
         let error = self.trouble.as_ref().map_or("it could not be changed", |trouble| &trouble.error);
-        let failed: BTreeSet<&T::Key> = self.doubtful.iter().chain(self.failing.keys()).collect();
+        let failed: BTreeSet<&T::Key> = self.doubtful.keys().chain(self.failing.keys()).collect();
         for key in &failed {
             let state = State::Failed(error.to_owned());
             noted.note(|| Difference { object: key.to_string(), state, desired: None, seen: None });
@@ -161,7 +161,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             // What is desired has not been compared with what was seen; what others did since is found all the same.
             Dirty::All => false,
         };
-        is_dirty || self.postponed.contains(key) || self.doubtful.contains(key)
+        is_dirty || self.postponed.contains(key) || self.doubtful.contains_key(key)
     }
 }
 

@@ -9,7 +9,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     /// Has the difference of an object wait: no round compares it until it is [taken up](Mirror::take_up), or marked again. Returns whether it waits: only one
     /// that is known to exist, is desired and is marked can.
     pub fn postpone(&mut self, key: &T::Key, want: &S::Form) -> bool {
-        let may_wait = self.has(key) && want.value(key).is_some() && !self.doubtful.contains(key);
+        let may_wait = self.has(key) && want.value(key).is_some() && !self.doubtful.contains_key(key);
         let Dirty::Keys(keys) = &mut self.dirty else { return false };
         let waits = may_wait && keys.remove(key);
         if waits {

@@ -60,7 +60,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
     /// Records that somebody else changed the kernel: the next round reads everything again.
     fn forget(&mut self) {
         self.forgotten.extend(self.seen.take().into_iter().flat_map(S::into_keys));
-        self.forgotten.append(&mut self.doubtful);
+        self.forgotten.extend(std::mem::take(&mut self.doubtful).into_keys());
         self.mark_all();
         self.audit_from = None;
     }

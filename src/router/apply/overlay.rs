@@ -350,16 +350,13 @@ impl<K: Kernel> Mirrors<K> {
         if ways.into_iter().chain(devices).all(|is_settled| is_settled) {
             return;
         }
-        // A route that could not be changed or deleted may still use the tunnel that it is to leave.
-        let seen = self.routes.seen().filter(|_| !self.routes.is_in_doubt());
-        let used: Option<BTreeSet<&LinkName>> =
-            seen.map(|seen| seen.values().flat_map(|route| &*route.next_hops).map(|hop| &hop.link).collect());
+        // A route that could not be changed or deleted may still use the tunnel that it is to leave, and one that could not be made may be there.
+        let hops = || self.routes.possible().map(|routes| routes.flat_map(|route| &*route.next_hops));
+        let used: Option<BTreeSet<&LinkName>> = hops().map(|hops| hops.map(|hop| &hop.link).collect());
         let is_unused = |name: &LinkName| used.as_ref().is_some_and(|used| !used.contains(name));
         self.tunnels.shrink_where(learned.tunnels(), at, |name, _| is_unused(name));
-        let gateways: Option<BTreeSet<(&LinkName, IpAddr)>> = seen.map(|seen| {
-            let hops = seen.values().flat_map(|route| &*route.next_hops);
-            hops.filter_map(|hop| Some((&hop.link, hop.gateway?))).collect()
-        });
+        let gateways: Option<BTreeSet<(&LinkName, IpAddr)>> =
+            hops().map(|hops| hops.filter_map(|hop| Some((&hop.link, hop.gateway?))).collect());
         self.overlay_entries.shrink_where(learned.entries(), at, |key, _| {
             gateways.as_ref().is_some_and(|used| !used.contains(&(&key.link, gateway(key.remote))))
         });
