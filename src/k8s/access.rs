@@ -185,12 +185,16 @@ pub async fn service_ranges(asked: &Questions) -> Result<Vec<IpNet>, Unknown> {
     Ok(ranges.filter_map(|range| range.as_str()?.parse().ok()).collect())
 }
 
-/// Returns whether the server has objects of this kind, in any version that is read.
+/// Returns whether the server has objects of this kind, in any version that is read; true also where it does not say.
 pub async fn has(asked: &Questions, kind: Kind) -> bool {
     for path in [Some(kind.path()), kind.earlier().map(|(_, path)| path)].into_iter().flatten() {
         let (version, resource) = path.rsplit_once('/').unwrap_or_default();
         let served: Result<Value, Unknown> = send(asked, Method::GET, version, Vec::new()).await;
-        let Ok(served) = served else { continue };
+        let served = match served {
+            Ok(served) => served,
+            Err(Unknown::Absent) => continue,
+            Err(_) => return true,
+        };
         let resources = served.pointer("/resources").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         if resources.iter().any(|one| text(one, "/name") == resource) {
             return true;

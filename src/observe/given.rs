@@ -1,7 +1,14 @@
 //! Fixtures for tests of what is logged.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
+
+use tracing::Dispatch;
+use tracing::subscriber::NoSubscriber;
+
+/// One that stays and takes nothing. Where a log is the only one, whichever thread comes first to a place that logs decides for all whether it does, also one that
+/// has no log; where there are two, all are asked.
+static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
 
 /// The log of this thread, from its creation on.
 #[derive(Clone, Default)]
@@ -32,6 +39,7 @@ impl Write for Logged {
 
 /// Keeps what this thread logs, until the second one goes.
 pub fn logged() -> (Logged, tracing::subscriber::DefaultGuard) {
+    LazyLock::force(&SECOND);
     let logged = Logged::default();
     let out = logged.clone();
     let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || out.clone()).finish();

@@ -202,10 +202,10 @@ pub struct ApiFacts {
     pub rights: Vec<AskedRight>,
     /// The first address of each Node; empty where no link can have as many as the kernel finds out neighbours, so that nobody asked.
     pub nodes: Result<Vec<IpAddr>, Unknown>,
-    /// Cluster IPs of the API server's own Service; empty where they cannot be read.
-    pub own_cluster_ips: Vec<IpAddr>,
-    /// Ranges of cluster IPs that the cluster names (ServiceCIDR objects); empty where there are none.
-    pub service_ranges: Vec<IpNet>,
+    /// Cluster IPs of the API server's own Service.
+    pub own_cluster_ips: Result<Vec<IpAddr>, Unknown>,
+    /// Ranges of cluster IPs that the cluster names (ServiceCIDR objects, which a server may not have).
+    pub service_ranges: Result<Vec<IpNet>, Unknown>,
 }
 
 impl ApiFacts {

@@ -310,8 +310,8 @@ async fn of_api(client: &Questions, version: Option<String>, config: &Config, ne
         version,
         node,
         rights: asked,
-        own_cluster_ips: api::own_cluster_ips(client).await.unwrap_or_default(),
-        service_ranges: api::service_ranges(client).await.unwrap_or_default(),
+        own_cluster_ips: api::own_cluster_ips(client).await,
+        service_ranges: api::service_ranges(client).await,
         // Last, because it may take long.
         nodes: match asks_for_nodes {
             true => api::node_addresses(client).await,

@@ -148,11 +148,7 @@ pub fn peering(
         None => path.is_none_or(|path| path == Path::SingleHop),
         Some(_) => around.any(|network| network.prefix.contains(&address)),
     };
-    let is_on_link = match time_to_live {
-        _ if own_on_link.is_some() => true,
-        TimeToLive::System => is_near,
-        TimeToLive::Hops(hops) | TimeToLive::Secured { hops } => hops == 1,
-    };
+    let is_on_link = own_on_link.is_some() || is_on_link(time_to_live, is_near);
     let with_here = |address: Option<IpAddr>, of: Family| if of == family { Some(here) } else { address };
     Ok(WantedNeighbour {
         address,
@@ -221,6 +217,21 @@ pub fn idle_setting(peer: &ExternalPeer, config: &RouterConfig) -> Option<Proble
 /// Returns whether what is announced to a peer gets our address as the next hop by policy.
 pub fn gets_own_next_hop(peer: &ExternalPeer, config: &RouterConfig) -> bool {
     peer.next_hop_self.unwrap_or(config.override_next_hop)
+}
+
+/// Returns by which kind of session of BFD the path to a peer is watched, if it is; `is_near`: its address is in a network on a link of ours.
+pub fn watched_path(peer: &ExternalPeer, is_near: bool, asn: u32, config: &RouterConfig) -> Option<Path> {
+    let time_to_live = time_to_live(peer.distance, peer.asn != RemoteAs::Number(asn), config);
+    let is_on_link = peer.remote.address().is_none() || is_on_link(time_to_live, is_near);
+    peer.bfd.map(|bfd| distance(bfd, is_on_link))
+}
+
+/// Peers in our AS alone are judged by where their address is.
+fn is_on_link(time_to_live: TimeToLive, is_near: bool) -> bool {
+    match time_to_live {
+        TimeToLive::System => is_near,
+        TimeToLive::Hops(hops) | TimeToLive::Secured { hops } => hops == 1,
+    }
 }
 
 fn time_to_live(distance: Distance, is_external: bool, config: &RouterConfig) -> TimeToLive {

@@ -149,7 +149,7 @@ fn pod_ranges(facts: &Facts, config: &Config) -> Vec<IpNet> {
 pub fn service_ranges(facts: &Facts, config: &Config) -> Vec<IpNet> {
     let Some(proxy) = &config.proxy else { return Vec::new() };
     let named = match &facts.cluster {
-        ClusterFacts::Answered(api) => api.service_ranges.as_slice(),
+        ClusterFacts::Answered(api) => api.service_ranges.as_deref().unwrap_or_default(),
         _ => &[],
     };
     let ranges = proxy.ranges.in_cluster(named.iter().copied()).cluster_ips;

@@ -132,21 +132,33 @@ fn answered(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
     let mut findings = vec![Finding::ok(SUBJECT, format!("it answers, {version}"))];
     findings.extend(node(api, facts, config));
     findings.extend(lacking(&api.rights, &rights(config, api.node.as_ref().ok())));
-    let ranges = service_ranges(facts, config);
-    let outside = api.own_cluster_ips.iter().find(|ip| {
-        let mut of_family = ranges.iter().filter(|range| Family::from(**range) == Family::from(**ip)).peekable();
-        config.proxy.is_some() && of_family.peek().is_some() && !of_family.any(|range| range.contains(*ip))
-    });
-    if let Some(ip) = outside {
-        let named = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let what = format!("the API server's own Service has {ip}, which is not in {named}");
-        let why =
-            "external addresses in the cluster's own range may be served, and free addresses of it are not refused"
-                .to_owned();
-        let todo = "set --service-cluster-ip-range to that of the API server".to_owned();
-        findings.push(Finding::bad(Level::Degraded, "ranges of Services", [what, why, todo]));
-    }
+    findings.extend(ranges_of_services(api, facts, config));
     findings
+}
+
+/// Judges whether the ranges of cluster IPs that the agent will know are the server's.
+fn ranges_of_services(api: &ApiFacts, facts: &Facts, config: &Config) -> Option<Finding> {
+    config.proxy.as_ref()?;
+    let finding = |sentences| Finding::bad(Level::Degraded, "ranges of Services", sentences);
+    // What lacks a right is a finding of its own, and an older server has no such objects.
+    let unanswered = [api.service_ranges.as_ref().err(), api.own_cluster_ips.as_ref().err()];
+    if let Some(unknown @ Unknown::Unreachable(reason)) =
+        unanswered.into_iter().flatten().find(|unknown| matches!(unknown, Unknown::Unreachable(_)))
+    {
+        let what = format!("the API server does not say which there are: {reason}");
+        let why = "here those of --service-cluster-ip-range count alone, for conflicts of ranges too".to_owned();
+        return Some(finding([what, why, to_be_told(unknown, "")]));
+    }
+    let ranges = service_ranges(facts, config);
+    let outside = api.own_cluster_ips.iter().flatten().find(|ip| {
+        let mut of_family = ranges.iter().filter(|range| Family::from(**range) == Family::from(**ip)).peekable();
+        of_family.peek().is_some() && !of_family.any(|range| range.contains(*ip))
+    })?;
+    let named = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let what = format!("the API server's own Service has {outside}, which is not in {named}");
+    let why = "external addresses in the cluster's own range may be served, and free addresses of it are not refused";
+    let todo = "set --service-cluster-ip-range to that of the API server".to_owned();
+    Some(finding([what, why.to_owned(), todo]))
 }
 
 fn node(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {

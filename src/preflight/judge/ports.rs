@@ -6,9 +6,10 @@ use super::addresses::is_of_host;
 use crate::bfd::Path;
 use crate::config::{Config, RouterConfig, VxlanNetwork};
 use crate::kernel::listening_port::Transport;
-use crate::net::Family;
+use crate::net::{ExternalPeer, Family};
 use crate::preflight::facts::Facts;
 use crate::preflight::{Finding, Level};
+use crate::router::external_peers::watched_path;
 use crate::router::names::{TUNNELS, WIREGUARD_SECOND, is_vxlan, is_wireguard};
 
 /// All addresses of both families.
@@ -120,7 +121,7 @@ fn ports(facts: &Facts, config: &Config) -> Vec<Port> {
         let why = "clients of gobgp reach another program; the agent goes on trying";
         ports.extend(router.admin.iter().map(|at| tcp("--gobgp-admin-port", *at, Level::Degraded, why)));
         ports.extend(overlay_ports(facts, router));
-        ports.extend(bfd_ports(router));
+        ports.extend(bfd_ports(facts, router));
     }
     ports
 }
@@ -154,10 +155,13 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
 }
 
 /// The ports on which packets of BFD are received (RFC 5881 4, RFC 5883 5), which no flag changes.
-fn bfd_ports(router: &RouterConfig) -> Vec<Port> {
-    let distant = router.multihop.is_some();
-    let watches = router.peers.iter().any(|peer| peer.bfd.is_some());
-    let needed = [(Path::SingleHop, watches && !distant), (Path::Multihop, watches && distant)];
+fn bfd_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
+    let is_near = |address: IpAddr| facts.network.addresses.iter().any(|one| one.address.contains(&address));
+    let watched = |peer: &ExternalPeer| {
+        watched_path(peer, peer.remote.address().is_some_and(is_near), router.cluster_asn, router)
+    };
+    let of_peers: Vec<Path> = router.peers.iter().filter_map(watched).collect();
+    let needed = [Path::SingleHop, Path::Multihop].map(|path| (path, of_peers.contains(&path)));
     let port = |path: Path, flag| Port {
         flag,
         transport: Transport::Udp,

@@ -66,8 +66,8 @@ fn facts(config: &Config) -> Facts {
         node: Ok(node),
         rights,
         nodes: Ok(vec!["192.0.2.1".parse().expect("an address")]),
-        own_cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
-        service_ranges: Vec::new(),
+        own_cluster_ips: Ok(vec!["10.96.0.1".parse().expect("an address")]),
+        service_ranges: Ok(Vec::new()),
     };
     let path = |path: &str| PathBuf::from(path);
     let directories =

@@ -166,4 +166,11 @@ fn bfd_listens_on_ports_of_its_own() {
     let distant = [&peer[..], &["--peer-router-multihop-ttl=3"]].concat();
     check(&distant, taken(4784), Level::Degraded, &["port 4784 (--enable-bfd)"]);
     check_ok(&distant, taken(3784), "nobody listens on");
+    // In our AS the distance is that of the address, whatever the flag says.
+    let inside = |address| [address, "--peer-router-asns=64512", "--peer-router-multihop-ttl=3", "--enable-bfd"];
+    let (near, far) = (inside("--peer-router-ips=192.0.2.254"), inside("--peer-router-ips=198.51.100.254"));
+    check(&near, taken(3784), Level::Degraded, &["port 3784 (--enable-bfd)"]);
+    check_ok(&near, taken(4784), "nobody listens on");
+    check(&far, taken(4784), Level::Degraded, &["port 4784 (--enable-bfd)"]);
+    check_ok(&far, taken(3784), "nobody listens on");
 }

@@ -48,14 +48,20 @@ fn the_node_is_looked_for_by_its_name_and_its_address() {
 
 #[test]
 fn the_range_of_services_is_compared_with_the_api_servers_own_service() {
-    let k3s = |facts: &mut Facts| api(facts).own_cluster_ips = vec!["10.43.0.1".parse().expect("an address")];
+    let k3s = |facts: &mut Facts| api(facts).own_cluster_ips = Ok(vec!["10.43.0.1".parse().expect("an address")]);
     check(&[], k3s, Level::Degraded, &["10.43.0.1, which is not in 10.96.0.0/12", "--service-cluster-ip-range"]);
     check_ok(&FIREWALL, k3s, "it answers");
     let named = |facts: &mut Facts| {
         k3s(facts);
-        api(facts).service_ranges = vec!["10.43.0.0/16".parse().expect("a range")];
+        api(facts).service_ranges = Ok(vec!["10.43.0.0/16".parse().expect("a range")]);
     };
     check_ok(&[], named, "it answers");
+    let slow = || Unknown::Unreachable("no answer within 10 s".to_owned());
+    let unsaid =
+        ["API server does not say which there are: no answer", "--service-cluster-ip-range count alone", "ask again"];
+    check(&[], |facts| api(facts).service_ranges = Err(slow()), Level::Degraded, &unsaid);
+    check(&[], |facts| api(facts).own_cluster_ips = Err(slow()), Level::Degraded, &unsaid);
+    check_ok(&[], |facts| api(facts).service_ranges = Err(Unknown::Absent), "it answers");
 }
 
 #[test]
