@@ -170,24 +170,26 @@ class Cluster:
         with contextlib.suppress(FileNotFoundError):  # the next cluster here has another authority
             os.unlink(f"{net.RUN}/kubeconfig")
 
-    def ready(self, service):
-        """The addresses that the controller calls ready in a Service's slices."""
+    def slices(self, service):
+        """(the addresses that the controller calls ready in a Service's slices, the names of their ports)"""
         path = f"/apis/discovery.k8s.io/v1/namespaces/{objects.NAMESPACE}/endpointslices?labelSelector=kubernetes.io/service-name%3D{service.name}"
-        endpoints = [endpoint for item in self.api.get(path)["items"] for endpoint in item["endpoints"] or []]
-        return sorted(a for endpoint in endpoints if endpoint["conditions"].get("ready") for a in endpoint["addresses"])
+        items = self.api.get(path)["items"]
+        endpoints = [endpoint for item in items for endpoint in item["endpoints"] or []]
+        ready = sorted(a for endpoint in endpoints if endpoint["conditions"].get("ready") for a in endpoint["addresses"])
+        return ready, {port["name"] for item in items for port in item["ports"] or []}
 
     def told(self, service):
         """What agents are told of a Service, for who waits for one to do it."""
         try:
-            return f"ready in its slices: {' '.join(self.ready(service)) or 'none'}"
+            return f"ready in its slices: {' '.join(self.slices(service)[0]) or 'none'}"
         except (OSError, ApiError) as error:
             return f"the API server does not say what its slices are: {error}"
 
     def wait_for_slices(self, service, seconds=240):
-        """Until the controller has made of a Service what its pods are. After an outage of the API server that may take minutes: it tries again after up to a
-        minute, then refuses to work on what its own caches do not have yet, and doubles its delay each time."""
-        want = sorted(net.pod_address(p, f) for f in service.families for p in service.pods)
-        if not own.wait(lambda: self.ready(service) == want, seconds, 0.2):
+        """Until the controller has made of a Service what its pods and the names of its ports are. After an outage of the API server that may take minutes: it tries
+        again after up to a minute, then refuses to work on what its own caches do not have yet, and doubles its delay each time."""
+        want = sorted(net.pod_address(p, f) for f in service.families for p in service.pods), {service.port_name(port) for port in service.ports}
+        if not own.wait(lambda: self.slices(service) == want, seconds, 0.2):
             raise own.LabError(f"the controller made no slices for {service.name} within {seconds} s: {self.told(service)}")
 
     def stop_server(self):

@@ -219,9 +219,10 @@ pub fn gets_own_next_hop(peer: &ExternalPeer, config: &RouterConfig) -> bool {
     peer.next_hop_self.unwrap_or(config.override_next_hop)
 }
 
-/// Returns by which kind of session of BFD the path to a peer is watched, if it is; `is_near`: its address is in a network on a link of ours.
-pub fn watched_path(peer: &ExternalPeer, is_near: bool, asn: u32, config: &RouterConfig) -> Option<Path> {
-    let time_to_live = time_to_live(peer.distance, peer.asn != RemoteAs::Number(asn), config);
+/// Returns by which kind of session of BFD the path to a peer is watched, if it is; `is_near`: its address is in a network on a link of ours; `asn`: ours, where
+/// it is known.
+pub fn watched_path(peer: &ExternalPeer, is_near: bool, asn: Option<u32>, config: &RouterConfig) -> Option<Path> {
+    let time_to_live = time_to_live(peer.distance, asn.is_none_or(|asn| peer.asn != RemoteAs::Number(asn)), config);
     let is_on_link = peer.remote.address().is_none() || is_on_link(time_to_live, is_near);
     peer.bfd.map(|bfd| distance(bfd, is_on_link))
 }

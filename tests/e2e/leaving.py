@@ -72,6 +72,21 @@ def _flows(service, number=FLOWS):
     return packets.Stream("ext", [(service.address(family), 53) for family in FAMILIES] * number, pause=0.1)
 
 
+@contextlib.contextmanager
+def _new_connections(service):
+    """New connections of TCP from outside, one after the other: when the router outside moves its flows, as a node leaves and when it comes back, one may be under way, which is
+    reset then. The streams of datagrams beside them tell of packets that are lost."""
+    running = {family: traffic.Load("ext", service.address(family), 80, lasting=0, pause=0.1) for family in FAMILIES}
+    outcomes = {}
+    try:
+        yield
+    finally:
+        outcomes.update({family: load.stop() for family, load in running.items()})
+    for family, outcome in outcomes.items():
+        print(f"       {outcome['fresh']} new connections over IPv{family}, {outcome['failed']} failed: {outcome['errors']}", flush=True)
+        expect.that(outcome["failed"] <= 2 and set(outcome["errors"]) <= {"ECONNRESET"} and outcome["fresh"] > 50, f"connections over IPv{family}:", outcome)
+
+
 def _silence(outcome):
     """Seconds from the first to the last packet that was lost."""
     times = [float(one.split(" after ")[1].split()[0]) for one in outcome["which"]]
@@ -158,7 +173,7 @@ def a_node_whose_host_shuts_down_loses_no_packet_from_outside_and_keeps_its_sess
 def _drained_without_loss(bed, leave):
     """Node 3 is drained by a change of its Node object, and comes back."""
     pods = {family: bed.plan.pod_ranges(3)[f] for f, family in enumerate(FAMILIES)}
-    with _outside(bed) as service, expect.held("ext", bed.plan.addresses(3)[0], NODE_PORT) as held:
+    with _outside(bed) as service, expect.held("ext", bed.plan.addresses(3)[0], NODE_PORT) as held, _new_connections(service):
         before = {family: by_node_3(service, family) for family in FAMILIES}
         flows, ended = _flows(service, MANY_FLOWS), _sessions_ended(bed, 3)
         for family in FAMILIES:

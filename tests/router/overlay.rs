@@ -303,7 +303,7 @@ fn a_route_that_fails_for_good_keeps_no_tunnel_but_those_that_it_may_use() {
         let ways = || kernel.with(|machine| machine.state.tunnels.len() + machine.state.overlay_entries.len());
         let all = ways();
         assert!(mirrors.is_settled() && all >= 3);
-        // The route to the pods of node 2 is to become one without a tunnel, which is refused for good. Node 3 goes.
+        // The route to the pods of node 2 is to become one to node 4, which is refused for good. Node 3 goes.
         let route = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
         kernel.with(|machine| machine.broken_object = Some(Object::Route(route.clone())));
         cluster.change_node(2, |node| node.pod_cidrs = Vec::new());

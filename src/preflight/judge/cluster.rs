@@ -141,12 +141,14 @@ fn ranges_of_services(api: &ApiFacts, facts: &Facts, config: &Config) -> Option<
     config.proxy.as_ref()?;
     let finding = |sentences| Finding::bad(Level::Degraded, "ranges of Services", sentences);
     // What lacks a right is a finding of its own, and an older server has no such objects.
-    let unanswered = [api.service_ranges.as_ref().err(), api.own_cluster_ips.as_ref().err()];
-    if let Some(unknown @ Unknown::Unreachable(reason)) =
-        unanswered.into_iter().flatten().find(|unknown| matches!(unknown, Unknown::Unreachable(_)))
-    {
+    if let Err(unknown @ Unknown::Unreachable(reason)) = &api.service_ranges {
         let what = format!("the API server does not say which there are: {reason}");
         let why = "here those of --service-cluster-ip-range count alone, for conflicts of ranges too".to_owned();
+        return Some(finding([what, why, to_be_told(unknown, "")]));
+    }
+    if let Err(unknown @ Unknown::Unreachable(reason)) = &api.own_cluster_ips {
+        let what = format!("the API server does not say what its own Service has: {reason}");
+        let why = "whether --service-cluster-ip-range is that of the API server is not known here".to_owned();
         return Some(finding([what, why, to_be_told(unknown, "")]));
     }
     let ranges = service_ranges(facts, config);

@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use super::addresses::is_of_host;
 use crate::bfd::Path;
 use crate::config::{Config, RouterConfig, VxlanNetwork};
+use crate::kernel::address::HostAddress;
 use crate::kernel::listening_port::Transport;
 use crate::net::{ExternalPeer, Family};
-use crate::preflight::facts::Facts;
+use crate::preflight::facts::{ClusterFacts, Facts};
 use crate::preflight::{Finding, Level};
 use crate::router::external_peers::watched_path;
 use crate::router::names::{TUNNELS, WIREGUARD_SECOND, is_vxlan, is_wireguard};
@@ -156,10 +157,20 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
 
 /// The ports on which packets of BFD are received (RFC 5881 4, RFC 5883 5), which no flag changes.
 fn bfd_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
-    let is_near = |address: IpAddr| facts.network.addresses.iter().any(|one| one.address.contains(&address));
-    let watched = |peer: &ExternalPeer| {
-        watched_path(peer, peer.remote.address().is_some_and(is_near), router.cluster_asn, router)
+    let node = match &facts.cluster {
+        ClusterFacts::Answered(api) => api.node.as_ref().ok(),
+        _ => None,
     };
+    let asn = if router.full_mesh { Some(router.cluster_asn) } else { node.and_then(|node| node.routing().asn) };
+    let of_node = |address: IpAddr| node.is_some_and(|node| node.addresses.iter().any(|one| one.address == address));
+    let is_near = |address: IpAddr| {
+        let of_family = |one: &&HostAddress| Family::from(one.address) == Family::from(address);
+        let its = facts.network.addresses.iter().filter(of_family).filter(|one| of_node(one.address.addr()));
+        let mut networks = its.map(|one| one.address).filter(|one| one.prefix_len() < one.max_prefix_len()).peekable();
+        // Where no network is known a peer in our AS counts as near.
+        networks.peek().is_none() || networks.any(|network| network.contains(&address))
+    };
+    let watched = |peer: &ExternalPeer| watched_path(peer, peer.remote.address().is_some_and(is_near), asn, router);
     let of_peers: Vec<Path> = router.peers.iter().filter_map(watched).collect();
     let needed = [Path::SingleHop, Path::Multihop].map(|path| (path, of_peers.contains(&path)));
     let port = |path: Path, flag| Port {

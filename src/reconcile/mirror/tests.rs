@@ -203,6 +203,21 @@ fn a_failed_step_that_did_its_work_is_not_done_twice() {
 }
 
 #[test]
+fn an_object_whose_step_failed_may_be_as_before_or_as_it_was_to_be_and_of_one_that_others_changed_nothing_is_known() {
+    let mut scene = Scene::new(&[("x", "a"), ("y", "b")]);
+    let possible = |scene: &Scene| scene.mirror.possible().map(|them| them.copied().collect::<BTreeSet<&str>>());
+    assert_eq!(possible(&scene), None, "nothing was read");
+    scene.shelf().failing.extend([("w", false), ("x", false)]);
+    scene.round(&jars(&[("w", "e"), ("x", "c"), ("y", "b")]));
+    assert_eq!(possible(&scene), Some(["a", "b", "c", "e"].into()));
+    scene.mirror.doubt("y");
+    assert_eq!(possible(&scene), None);
+    scene.shelf().failing.clear();
+    scene.round(&jars(&[("w", "e"), ("x", "c")]));
+    assert_eq!(possible(&scene), Some(["c", "e"].into()));
+}
+
+#[test]
 fn steps_are_performed_in_portions_and_a_failure_in_any_of_them_is_its_own_steps() {
     let mut scene = Scene::new(&[]);
     scene.shelf().at_once = Some(2);

@@ -1,6 +1,7 @@
 //! Findings about ports that others listen on.
 
 use super::*;
+use crate::model::Routing;
 
 fn everywhere(transport: Transport, port: u16) -> (Transport, SocketAddr) {
     (transport, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
@@ -173,4 +174,19 @@ fn bfd_listens_on_ports_of_its_own() {
     check_ok(&near, taken(4784), "nobody listens on");
     check(&far, taken(4784), Level::Degraded, &["port 4784 (--enable-bfd)"]);
     check_ok(&far, taken(3784), "nobody listens on");
+    let without_network = |number| {
+        move |facts: &mut Facts| {
+            taken(number)(facts);
+            facts.network.addresses = vec![host_address("eth0", "192.0.2.1/32")];
+        }
+    };
+    check(&far, without_network(3784), Level::Degraded, &["port 3784 (--enable-bfd)"]);
+    // Without a full mesh ours is that of the annotation.
+    let of_annotation = |facts: &mut Facts| {
+        taken(4784)(facts);
+        let routing = Routing { asn: Some(64999), ..Routing::default() };
+        api(facts).node.as_mut().expect("known").routing = Some(Box::new(routing));
+    };
+    let apart = [&near[..], &["--nodes-full-mesh=false"]].concat();
+    check(&apart, of_annotation, Level::Degraded, &["port 4784 (--enable-bfd)"]);
 }
