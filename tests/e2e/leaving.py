@@ -38,13 +38,18 @@ def _outside(bed):
             configured(bed.plan, bfd=True)
             configure()
             bed.source.nodes(bed.plan, annotations=_notes(bed))
+            since = {}
             for i, agent in bed.agents.items():
                 agent.stop()
+                since[i] = agent.position()
                 agent.extra = [*bed.flags_of(i), *FLAGS, f"--socket={net.RUN}/n{i}/sluice.sock"]
                 agent.start()
             bed.ready()
             with expect.service(bed, "edge", PODS, kind="NodePort", ports=[Port(80, node_port=NODE_PORT), Port(53, "UDP")]) as service:
                 _comes_to(bed, service, bed.agents)
+                # A kprobe that begins has the emulator stand still for longer than BFD waits, where it has half a processor.
+                for i in bed.agents:
+                    expect.logged(bed, i, since[i], "IPVS commands of other programs are", seconds=60)
                 for i in bed.agents:  # with the other nodes and the router outside
                     expect.soon(lambda: kernel.metric(i, "sluice_router_bfd_session_up") == len(bed.agents), 60, f"BFD of node {i} is not up")
                 yield service
