@@ -35,6 +35,16 @@ def ipvs(i):
     return services
 
 
+def is_local(i, address):
+    """Whether node i has a local route to it alone, by which the kernel takes packets for it."""
+    with net.Inside(f"n{i}"):
+        if ":" in address:
+            with open("/proc/thread-self/net/ipv6_route", encoding="ascii") as handle:
+                return f"{ipaddress.ip_address(address).packed.hex()} 80 " in handle.read()
+        with open("/proc/thread-self/net/fib_trie", encoding="ascii") as handle:
+            return f"-- {address}\n" in handle.read()
+
+
 def endpoint(text):
     """`10.96.0.1:80` or `[fd00:10:96::1]:80` as (address, port); a firewall mark as (mark, 0)."""
     if ":" not in text:

@@ -125,6 +125,9 @@ class Testbed:
                 live = {d.rsplit(":", 1)[0] for d, weight in present[key]["destinations"].items() if weight > 0}
                 if live != want:
                     return f"{key[1]} has {sorted(live)}, not {sorted(want)}"
+            # That comes last.
+            if not kernel.is_local(i, service.address(family)):
+                return f"{service.address(family)} is not local"
         return ""
 
     def ready(self, *nodes, seconds=180):
