@@ -132,7 +132,8 @@ pub fn networks(network: &NetworkFacts) -> impl Iterator<Item = OnLink> {
     wide.map(|one| OnLink { prefix: one.address.trunc(), link: one.link.0.clone() })
 }
 
-fn node(facts: &Facts) -> Option<&Node> {
+/// Returns our own Node, where the API server has told it.
+pub fn node(facts: &Facts) -> Option<&Node> {
     match &facts.cluster {
         ClusterFacts::Answered(api) => api.node.as_ref().ok(),
         _ => None,

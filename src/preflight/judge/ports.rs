@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::addresses::is_of_host;
+use super::addresses::{is_of_host, node};
 use crate::bfd::Path;
 use crate::config::{Config, RouterConfig, VxlanNetwork};
 use crate::kernel::address::HostAddress;
 use crate::kernel::listening_port::Transport;
 use crate::net::{ExternalPeer, Family};
-use crate::preflight::facts::{ClusterFacts, Facts};
+use crate::preflight::facts::Facts;
 use crate::preflight::{Finding, Level};
 use crate::router::external_peers::watched_path;
 use crate::router::names::{TUNNELS, WIREGUARD_SECOND, is_vxlan, is_wireguard};
@@ -157,10 +157,7 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
 
 /// The ports on which packets of BFD are received (RFC 5881 4, RFC 5883 5), which no flag changes.
 fn bfd_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
-    let node = match &facts.cluster {
-        ClusterFacts::Answered(api) => api.node.as_ref().ok(),
-        _ => None,
-    };
+    let node = node(facts);
     let asn = if router.full_mesh { Some(router.cluster_asn) } else { node.and_then(|node| node.routing().asn) };
     let of_node = |address: IpAddr| node.is_some_and(|node| node.addresses.iter().any(|one| one.address == address));
     let is_near = |address: IpAddr| {
