@@ -83,8 +83,7 @@ def _pools(bed, data):
 
 
 def _reasons(bed, name):
-    found = bed.source.api.get("/api/v1/namespaces/default/events")["items"]
-    return {e["reason"] for e in found if e["involvedObject"]["kind"] == "Service" and e["involvedObject"]["name"] == name}
+    return {e["reason"] for e in expect.events(bed, "Service", name)}
 
 
 def an_address_is_given_served_and_told(bed):

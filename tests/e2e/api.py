@@ -67,12 +67,12 @@ _OURSELVES = "- remoteip: 192.0.2.13\n  remoteasn: 65001\n"
 
 def a_problem_of_the_router_becomes_one_event_about_its_node(bed):
     def events():
-        found = bed.source.api.get("/api/v1/namespaces/default/events")["items"]
-        found = [e for e in found if e["involvedObject"]["name"] == "node3" and e["reason"] == "RouterProblem"]
-        return [e for e in found if e["metadata"]["name"] not in earlier]
+        return [e for e in expect.events(bed, "Node", "node3", reason="RouterProblem") if e["metadata"]["name"] not in earlier]
     earlier = []
     earlier = [e["metadata"]["name"] for e in events()]
-    node = "/api/v1/nodes/node3"
+    node, of_another = "/api/v1/nodes/node3", "/api/v1/namespaces/default/events/about-nothing"
+    bed.source.api.put(of_another.rpartition("/")[0], {"apiVersion": "v1", "kind": "Event", "metadata": {"name": "about-nothing"}, "reason": "Other",
+                                                       "involvedObject": {"kind": "Node", "namespace": "default"}})
     bed.source.api.patch(node, {"metadata": {"annotations": {PEERS: _OURSELVES}}})
     try:
         expect.soon(events, 30, "there is no Event")
@@ -81,13 +81,12 @@ def a_problem_of_the_router_becomes_one_event_about_its_node(bed):
         expect.that(len(events()) == 1 and "an address of this node" in events()[0]["message"], "not one that says it:", events())
     finally:
         bed.source.api.patch(node, {"metadata": {"annotations": {PEERS: None, "unrelated": None}}})
+        bed.source.api.delete(of_another)
 
 
 def _service_events(bed, name):
     """Those of the agents: the API server tells of a cluster IP itself where its repair comes while a Service is being made."""
-    found = bed.source.api.get("/api/v1/namespaces/default/events")["items"]
-    found = [e for e in found if (e["involvedObject"]["kind"], e["involvedObject"]["name"]) == ("Service", name)]
-    found = [e for e in found if e["source"].get("component") == "kube-router"]
+    found = expect.events(bed, "Service", name, source="kube-router")
     return sorted((e["reason"], e["message"], e["metadata"]["resourceVersion"]) for e in found)
 
 
@@ -147,8 +146,7 @@ def a_problem_of_a_service_becomes_one_event_that_no_restart_repeats(bed):
         texts = " ".join(text for _, text, _ in fields)
         expect.that("service.scheduler may be meant" in texts and 'no scheduler is called "fastest"' in texts, "they do not say it:", fields)
         uid = bed.source.api.get(f"/api/v1/namespaces/default/services/{s.name}")["metadata"]["uid"]
-        found = bed.source.api.get("/api/v1/namespaces/default/events")["items"]
-        about = {e["involvedObject"]["uid"] for e in found if e["involvedObject"]["name"] == s.name}
+        about = {e["involvedObject"]["uid"] for e in expect.events(bed, "Service", s.name)}
         expect.that(about == {uid}, "kubectl describe would not find them:", about)
         before = told()
         free_one()  # the other family is still in use

@@ -313,6 +313,12 @@ def pod(name, family):
     return net.pod_address(name, family)
 
 
+def events(bed, kind, name, **fields):
+    """The Events about an object of `default` or of the cluster. The API server selects: an Event of another component may be about an object without a name."""
+    about = {"involvedObject.kind": kind, "involvedObject.name": name, **fields}
+    return bed.source.api.get("/api/v1/namespaces/default/events?fieldSelector=" + ",".join(f"{field}={value}" for field, value in about.items()))["items"]
+
+
 def logged(bed, i, since, *words, seconds=20):
     """A line of the agent's log since then that has all the words."""
     def there():

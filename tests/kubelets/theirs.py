@@ -191,8 +191,8 @@ class Theirs:
         # One that starts again asks for everything once more.
         for pod in self.agents(bed):
             status = pod["status"]["containerStatuses"][0]
-            events = [f"{event.get('count', 1)} {event['reason']}: {event['message']}" for event in bed.get("events", "-n", integrators.NAMESPACE)["items"]
-                      if event["involvedObject"]["name"] == pod["metadata"]["name"]]
+            about = bed.get("events", "-n", integrators.NAMESPACE, "--field-selector", f"involvedObject.name={pod['metadata']['name']}")["items"]
+            events = [f"{event.get('count', 1)} {event['reason']}: {event['message']}" for event in about]
             that(status["restartCount"] == 0 and condition(pod, "Ready"), "restarted, or not ready:", json.dumps(status), *events)
         that(len(later) <= MOST_REFUSED * bed.nodes, "refused in a minute:", counted(later))
         since = list((collections.Counter(complaints) - said).elements())
