@@ -20,7 +20,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use regex_lite::Regex;
 
-pub use self::choice::{Candidate, Choice, choose};
+pub use self::choice::{CARRY_SERVICE_ADDRESSES, Candidate, Choice, choose};
 use super::{Family, PerFamily};
 
 /// A method of `--node-ip-autodetect`.

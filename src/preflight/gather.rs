@@ -193,9 +193,12 @@ fn network(config: &Config) -> NetworkFacts {
     facts
 }
 
+/// Names of the processes that are seen, without this one's, which in the image is kube-router's.
 fn processes() -> BTreeSet<String> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let running = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(|c: char| c.is_ascii_digit()));
+    let own = std::process::id().to_string();
+    let is_other = |name: &str| name.starts_with(|c: char| c.is_ascii_digit()) && name != own;
+    let running = entries.filter(|entry| is_other(&entry.file_name().to_string_lossy()));
     running
         .filter_map(|entry| Some(fs::read_to_string(entry.path().join("comm")).ok()?.trim_end().to_owned()))
         .collect()

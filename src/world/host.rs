@@ -23,9 +23,7 @@ use crate::kernel::link::LinkKind;
 use crate::kernel::monitor::Changes;
 use crate::model::{Host, HostAddress, HostLink, OnLink};
 use crate::net::PerFamily;
-
-/// Devices that carry service addresses: ours and kube-router's, kube-proxy's, and NodeLocal DNSCache's.
-const CARRY_SERVICE_ADDRESSES: [&str; 3] = ["kube-dummy-if", "kube-ipvs0", "nodelocaldns"];
+use crate::net::address_detection::CARRY_SERVICE_ADDRESSES;
 
 /// Time for which the host's links are left alone after the first change of a burst.
 const SETTLE: Duration = Duration::from_millis(50);

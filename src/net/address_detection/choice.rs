@@ -37,8 +37,10 @@ pub struct Choice {
     pub lacks: PerFamily<bool>,
 }
 
-/// Links of this program, of kube-router and of kube-proxy: addresses there are those of Services and of pods' gateways.
-const NEVER: [&str; 4] = ["kube-bridge", "kube-dummy-if", "kube-ipvs0", "nodelocaldns"];
+/// Links that carry addresses of Services: ours and kube-router's, kube-proxy's, and NodeLocal DNSCache's.
+pub const CARRY_SERVICE_ADDRESSES: [&str; 3] = ["kube-dummy-if", "kube-ipvs0", "nodelocaldns"];
+/// The link of this program and of kube-router whose addresses are those of pods' gateways.
+const BRIDGE: &str = "kube-bridge";
 /// How the names of our other links begin.
 const NEVER_BEGINS: [&str; 2] = ["tun-", "sluice-"];
 
@@ -125,7 +127,10 @@ fn is_eligible(one: &Candidate) -> bool {
 
 /// Returns whether an address is on a link that carries those of Services, of tunnels or of pods' gateways.
 fn is_ours(one: &Candidate) -> bool {
-    NEVER.contains(&one.link.as_str()) || NEVER_BEGINS.iter().any(|begin| one.link.starts_with(begin))
+    let link = one.link.as_str();
+    link == BRIDGE
+        || CARRY_SERVICE_ADDRESSES.contains(&link)
+        || NEVER_BEGINS.iter().any(|begin| one.link.starts_with(begin))
 }
 
 /// Returns whether an address is on no network, as one is that moves from host to host (keepalived, kube-vip), and one that DHCPv6 gave.

@@ -10,11 +10,11 @@ use crate::config::{Config, Overlay};
 use crate::kernel::address::{HostAddress, Scope};
 use crate::kernel::vxlan::Vxlan;
 use crate::model::{Node, OnLink};
-use crate::net::address_detection::{Candidate, Choice, choose};
+use crate::net::address_detection::{CARRY_SERVICE_ADDRESSES, Candidate, Choice, choose};
 use crate::net::{AddressDetection, Family, PerFamily};
 use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, NetworkFacts};
 use crate::preflight::{Finding, Level};
-use crate::proxy::names::{BRIDGE, DEVICE};
+use crate::proxy::names::BRIDGE;
 use crate::router::cni::{self, CniFileForm};
 use crate::router::names::{TUNNELS, is_vxlan};
 
@@ -25,8 +25,8 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let pods = pod_ranges(facts, config);
     let services = service_ranges(facts, config);
     let before = findings.len();
-    let bridge = cni_bridge(facts, config);
-    findings.extend(pods.iter().flat_map(|range| in_pod_range(*range, bridge.as_deref(), facts)));
+    let attached = Attached::new(facts, config);
+    findings.extend(pods.iter().flat_map(|range| in_pod_range(*range, &attached, facts)));
     findings.extend(services.iter().flat_map(|range| in_service_range(*range, facts)));
     let overlapping = pods.iter().flat_map(|pods| {
         services.iter().filter(|services| overlap(**services, *pods)).map(move |services| (pods, services))
@@ -157,14 +157,14 @@ pub fn service_ranges(facts: &Facts, config: &Config) -> Vec<IpNet> {
     ranges.into_iter().filter(|range| *config.families.of(Family::from(*range))).collect()
 }
 
-/// Addresses of devices that are not ours.
+/// Addresses of devices that are neither ours nor carry addresses of Services, as kube-proxy's does.
 fn theirs(facts: &Facts) -> impl Iterator<Item = &HostAddress> {
     facts.network.addresses.iter().filter(|one| is_theirs(one))
 }
 
 fn is_theirs(one: &HostAddress) -> bool {
     let name = &*one.link.0;
-    let is_ours = name == BRIDGE || name == DEVICE || name.starts_with(TUNNELS);
+    let is_ours = name == BRIDGE || CARRY_SERVICE_ADDRESSES.contains(&name) || name.starts_with(TUNNELS);
     !is_ours && one.scope != Scope::Host
 }
 
@@ -186,23 +186,50 @@ fn families(facts: &Facts, config: &Config) -> Vec<Finding> {
     lacking.map(|(family, _)| of(family)).collect()
 }
 
-/// Returns the bridge of the CNI file, whose network is that of this node's pods.
-fn cni_bridge(facts: &Facts, config: &Config) -> Option<String> {
-    let path = config.router.as_ref()?.cni_file.as_ref()?;
-    let text = facts.files.cni_text.as_ref()?.as_ref().ok()?;
-    cni::bridge(text, CniFileForm::of(path))
+/// By which devices the pods of this node are attached.
+enum Attached {
+    /// By the bridge that the CNI file names, and ours.
+    ToBridge(Option<String>),
+    /// By whatever another program chooses: the agent keeps no CNI file.
+    ByOthers,
 }
 
-/// Conflicts of a range of this node's pods. `bridge`: the one that the CNI file names.
-///
-/// The plugin `ptp` gives the host's end of each pod's veth pair the gateway as an address without a network, and the pod a route of its own.
-fn in_pod_range(range: IpNet, bridge: Option<&str>, facts: &Facts) -> Vec<Finding> {
+impl Attached {
+    fn new(facts: &Facts, config: &Config) -> Attached {
+        let Some(path) = config.router.as_ref().and_then(|router| router.cni_file.as_ref()) else {
+            return Attached::ByOthers;
+        };
+        let text = facts.files.cni_text.as_ref().and_then(|text| text.as_ref().ok());
+        Attached::ToBridge(text.and_then(|text| cni::bridge(text, CniFileForm::of(path))))
+    }
+
+    /// Returns whether a network of a device is that of pods which have their addresses in this range.
+    ///
+    /// The plugin `ptp` gives the host's end of each pod's veth pair the gateway as an address without a network, and the pod a route of its own.
+    fn has(&self, link: &str, net: IpNet, range: IpNet, facts: &Facts) -> bool {
+        let is_alone = net.prefix_len() == net.max_prefix_len();
+        let is_of_pod = facts.network.pairs.contains(link) && is_alone;
+        match self {
+            Attached::ToBridge(bridge) => bridge.as_deref() == Some(link) || is_of_pod,
+            Attached::ByOthers => is_of_pod || range.contains(&net),
+        }
+    }
+}
+
+/// Conflicts of a range of this node's pods.
+fn in_pod_range(range: IpNet, attached: &Attached, facts: &Facts) -> Vec<Finding> {
     let subject = format!("pod range {range}");
-    let is_alone = |net: IpNet| net.prefix_len() == net.max_prefix_len();
-    let attaches = |link: &str, net| bridge == Some(link) || facts.network.pairs.contains(link) && is_alone(net);
+    let attaches = |link: &str, net| attached.has(link, net, range, facts);
     let in_range = theirs(facts).filter(|one| overlap(one.address, range));
     let networks = in_range.filter(|one| !attaches(&one.link.0, one.address)).map(|one| {
         let what = format!("the network {} of the device {} overlaps it", one.address.trunc(), one.link);
+        // The narrower network of the bridge has the packets to pods then.
+        if !range.contains(&one.address.addr()) && one.address.contains(&range) {
+            return Finding::ok(
+                subject.clone(),
+                format!("{what}: hosts there with addresses of this range are not reached from this node"),
+            );
+        }
         let why = "packets to pods of this node leave by that device, or pods take addresses of hosts there".to_owned();
         let todo = format!(
             "give the node another range, or remove {} from {} (ip address delete {} dev {})",

@@ -2,7 +2,7 @@
 
 use super::addresses::{is_of_host, service_ranges};
 use crate::app::wanted;
-use crate::config::{Config, Source};
+use crate::config::{Config, RouterConfig, Source};
 use crate::k8s::Wanted;
 use crate::k8s::access::{Allowed, Right, Unknown};
 use crate::k8s::allocation::LEASE;
@@ -201,12 +201,20 @@ fn node(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
                 findings.push(Finding::bad(Level::Degraded, subject.clone(), [what, why, todo]));
             }
         }
-        if config.router.is_some() && !node.pod_cidrs.iter().any(|range| Family::from(*range) == family) {
+        let lacks = !node.pod_cidrs.iter().any(|range| Family::from(*range) == family);
+        // A router that keeps no CNI file and announces no pods has no use for a range.
+        let wants = |router: &RouterConfig| router.cni_file.is_some() || router.advertise.pod_cidrs;
+        if let Some(router) = config.router.as_ref().filter(|router| lacks && wants(router)) {
             let what = format!("it has no {family} range for pods");
-            let why = format!("its pods get no {family} address, and it announces none");
+            let (level, why) = match router.cni_file {
+                Some(_) => (Level::Fatal, format!("its pods get no {family} address, and it announces none")),
+                None => {
+                    (Level::Degraded, format!("no {family} addresses of its pods are announced (--advertise-pod-cidr)"))
+                }
+            };
             let todo = "start kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr, or set the annotation \
                 kube-router.io/pod-cidrs".to_owned();
-            findings.push(Finding::bad(Level::Fatal, subject.clone(), [what, why, todo]));
+            findings.push(Finding::bad(level, subject.clone(), [what, why, todo]));
         }
     }
     if findings.is_empty() {

@@ -1,5 +1,6 @@
 //! The process itself, and files: directories that have to be writable, CNI files, sockets.
 
+use super::addresses::node;
 use crate::config::Config;
 use crate::kernel::file_system::Passing;
 use crate::preflight::facts::{Directory, Facts, Passwords, Purpose};
@@ -160,8 +161,12 @@ fn cni_file(facts: &Facts, config: &Config) -> Option<Finding> {
             Some(Finding::bad(Level::Degraded, subject, [what, why, todo]))
         }
         Ok(text) => {
-            let wanted = Conf::new(Vec::new(), None, router);
+            let ranges = node(facts).map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+            let wanted = Conf::new(ranges, None, router);
             let form = CniFileForm::of(path);
+            if text.trim().is_empty() {
+                return Some(Finding::ok(subject, "it is empty, and the agent writes it anew"));
+            }
             if let (_, Some(unusable)) = cni::text(Some(text), form, &wanted) {
                 let why = "pods may lack addresses of this node's ranges, or start before their policies".to_owned();
                 let todo = "correct the file, or remove it: the agent writes one".to_owned();

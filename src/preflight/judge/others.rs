@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::Config;
+use crate::config::{Config, NodeRoutes};
 use crate::preflight::facts::Facts;
 use crate::preflight::{Finding, Level};
 
@@ -170,6 +170,7 @@ fn clash(other: &Other, facts: &Facts, config: &Config) -> Option<Finding> {
         (Some(process), false) => format!("the process {process} runs, and there are {}", traces.join(", ")),
         (None, _) => format!("there are {}, of a running program or left over", traces.join(", ")),
     };
+    let router = config.router.as_ref();
     let clashes = [
         (
             other.proxies && config.proxy.is_some(),
@@ -177,9 +178,20 @@ fn clash(other: &Other, facts: &Facts, config: &Config) -> Option<Finding> {
             "--run-service-proxy=false",
         ),
         (
-            other.connects && config.router.is_some(),
+            other.connects && router.is_some_and(|router| router.cni_file.is_some()),
             "pods get their addresses and routes from two programs, and do not reach each other",
             "--run-router=false",
+        ),
+        (
+            other.connects && router.is_some_and(|router| router.cni_file.is_none() && router.internal_peers),
+            "routes to pods of other nodes come from two programs, and the agent's replace the other ones",
+            "--enable-ibgp=false",
+        ),
+        (
+            other.connects
+                && router.is_some_and(|router| router.cni_file.is_none() && router.node_routes == NodeRoutes::Api),
+            "routes to pods of other nodes come from two programs, and the agent's replace the other ones",
+            "--node-routes=bgp --enable-ibgp=false",
         ),
         (
             other.judges && config.firewall.is_some(),

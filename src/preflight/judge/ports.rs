@@ -16,6 +16,9 @@ use crate::router::names::{TUNNELS, WIREGUARD_SECOND, is_vxlan, is_wireguard};
 /// All addresses of both families.
 const EVERYWHERE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
+/// The name of kube-router's process. Its DaemonSet is updated to ours, and listens on the same ports.
+const KUBE_ROUTER: &str = "kube-router";
+
 /// A port that the agent listens on.
 struct Port {
     flag: &'static str,
@@ -58,7 +61,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let is_of_agent = |one: &(Transport, SocketAddr)| match &facts.network.of_agent {
         Some(its) => its.contains(one),
         // Of which process a port is, is not seen from here.
-        None => facts.process.agent_answers,
+        None => facts.process.agent_answers || runs_kube_router(facts),
     };
     let (mut of_agent, mut taken) = (Vec::new(), Vec::new());
     for port in &ports {
@@ -79,11 +82,20 @@ fn untaken(facts: &Facts, all: &[&Port], of_agent: &[&Port]) -> String {
     match &facts.network.of_agent {
         _ if of_agent.is_empty() => format!("nobody listens on {}", names(all)),
         Some(_) => format!("nobody but the agent that runs on this host listens on {}", names(all)),
+        None if !facts.process.agent_answers => format!(
+            "{KUBE_ROUTER} runs on this host, and somebody listens on {}: whether that is {KUBE_ROUTER}, which ends before the agent of the same DaemonSet starts, is not seen from here (ss -lnp says it)",
+            names(of_agent)
+        ),
         None => format!(
             "an agent runs on this host already, and somebody listens on {}: whether that is the agent is not seen from here (ss -lnp says it)",
             names(of_agent)
         ),
     }
+}
+
+/// Returns whether a process has the name that kube-router has, and an agent in our image, while no agent answers.
+fn runs_kube_router(facts: &Facts) -> bool {
+    !facts.process.agent_answers && facts.network.processes.contains(KUBE_ROUTER)
 }
 
 fn of_others(port: &Port, level: Level) -> Finding {

@@ -161,6 +161,72 @@ fn devices_by_which_pods_of_this_node_are_attached_are_no_conflict() {
     check(&[], of_container, Level::Fatal, &["10.244.1.0/24 of the device eth0"]);
 }
 
+/// As `daemonset/generic-kuberouter-only-advertise-routes.yaml` has it.
+const ANNOUNCES: [&str; 6] = [
+    "--run-firewall=false",
+    "--run-service-proxy=false",
+    "--enable-cni=false",
+    "--enable-ibgp=false",
+    "--enable-overlay=false",
+    "--advertise-pod-cidr=false",
+];
+
+#[test]
+fn a_router_that_only_announces_leaves_pods_and_their_ranges_to_another_network() {
+    let pods_of_others = |facts: &mut Facts| {
+        facts.network.links.extend(["cni0", "flannel.1"].map(str::to_owned));
+        facts.network.addresses.push(host_address("cni0", "10.244.1.1/24"));
+        facts.network.addresses.push(host_address("flannel.1", "10.244.1.0/32"));
+        facts.network.routes.push(FoundRoute {
+            to: "10.244.1.7/32".parse().expect("a range"),
+            links: vec!["lxc1".to_owned()],
+            text: "10.244.1.7/32 dev lxc1".to_owned(),
+        });
+    };
+    check_ok(&ANNOUNCES, pods_of_others, "no subsystem that runs here does the same");
+    let host_in_range = |facts: &mut Facts| facts.network.addresses.push(host_address("eth1", "10.244.1.7/16"));
+    check(&ANNOUNCES, host_in_range, Level::Fatal, &["10.244.0.0/16 of the device eth1"]);
+    let routes = [&ANNOUNCES[..3], &["--node-routes=api"]].concat();
+    check(
+        &routes,
+        pods_of_others,
+        Level::Degraded,
+        &["routes to pods of other nodes", "--node-routes=bgp --enable-ibgp=false"],
+    );
+    check(
+        &ANNOUNCES[..3],
+        pods_of_others,
+        Level::Degraded,
+        &["routes to pods of other nodes", "start with --enable-ibgp=false"],
+    );
+    let without_range = |facts: &mut Facts| api(facts).node.as_mut().expect("it is known").pod_cidrs.clear();
+    check_ok(&ANNOUNCES, without_range, "it has the addresses and ranges that are needed");
+    check(&ANNOUNCES[..5], without_range, Level::Degraded, &["no IPv4 range for pods", "--advertise-pod-cidr"]);
+    check(&ROUTER, without_range, Level::Fatal, &["no IPv4 range for pods", "its pods get no IPv4 address"]);
+}
+
+#[test]
+fn a_network_around_the_range_of_pods_is_no_conflict_but_where_the_hosts_own_address_lies_in_it() {
+    let network =
+        |address: &'static str| move |facts: &mut Facts| facts.network.addresses.push(host_address("eth1", address));
+    let said = "the network 10.0.0.0/8 of the device eth1 overlaps it: hosts there with addresses of this range are not reached from this node";
+    check_ok(&ROUTER, network("10.1.2.3/8"), said);
+    check(&ROUTER, network("10.244.1.3/8"), Level::Fatal, &["10.0.0.0/8 of the device eth1"]);
+    check(&ROUTER, network("10.244.1.129/25"), Level::Fatal, &["10.244.1.128/25 of the device eth1"]);
+}
+
+#[test]
+fn addresses_of_services_on_devices_that_carry_nothing_else_are_no_networks_of_the_host() {
+    let of_services = |facts: &mut Facts| {
+        let addresses = ["10.96.0.1/32", "10.96.0.10/32", "2001:db8:96::1/128"];
+        facts.network.addresses.extend(addresses.map(|address| host_address("kube-ipvs0", address)));
+        facts.network.addresses.push(host_address("nodelocaldns", "10.96.0.10/32"));
+    };
+    check_ok(&[], of_services, "no network of this host is in 10.244.1.0/24, 10.96.0.0/12");
+    let found = found(&["--enable-ipv6"], of_services);
+    assert!(found.iter().any(|one| one.what.contains("no device of this host has a global IPv6 address")), "{found:?}");
+}
+
 #[test]
 fn a_family_needs_an_address_and_a_range() {
     let found = found(&["--enable-ipv6"], |_| {});

@@ -69,6 +69,11 @@ fn a_port_that_others_have_ends_the_agent_or_makes_it_wait() {
     check(&[], taken(20244), Level::Fatal, &["port 20244 (--health-port)"]);
     check(&[], taken(179), Level::Degraded, &["port 179 (--bgp-port)", "another BGP speaker"]);
     check_ok(&PROXY, taken(179), "nobody listens on 20244");
+    let of_kube_router = |facts: &mut Facts| {
+        facts.network.listening.insert(everywhere(Transport::Tcp, 20244));
+        facts.network.processes.insert("kube-router".to_owned());
+    };
+    check_ok(&[], of_kube_router, "kube-router runs on this host, and somebody listens on 20244");
     let of_agent = |facts: &mut Facts| {
         facts.network.listening.insert(everywhere(Transport::Tcp, 20244));
         facts.process.agent_answers = true;

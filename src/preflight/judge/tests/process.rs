@@ -79,6 +79,9 @@ fn cni_files_that_sort_first_or_cannot_be_used_are_named() {
     let text = |text: &'static str| move |facts: &mut Facts| facts.files.cni_text = Some(Ok(text.to_owned()));
     check(&[], text("no JSON"), Level::Degraded, &["CNI file /etc/cni/net.d/10-kuberouter.conf", "not JSON"]);
     check_ok(&[], text(r#"{"type":"ptp"}"#), "it uses another bridge");
+    check_ok(&[], text(" "), "it is empty, and the agent writes it anew");
+    let other_ipam = r#"{"type":"bridge","bridge":"kube-bridge","ipam":{"type":"dhcp"}}"#;
+    check(&[], text(other_ipam), Level::Degraded, &[r#"its ipam is of type "dhcp" and not host-local"#]);
     check_ok(&[], text(r#"{"type":"bridge","bridge":"kube-bridge"}"#), "attaches pods to kube-bridge");
     check(
         &[],
