@@ -7,7 +7,6 @@
 pub mod figures;
 pub mod serve;
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -54,9 +53,10 @@ pub struct Known {
 }
 
 /// A BGP neighbour.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Debug)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct Neighbour {
-    pub address: IpAddr,
+    /// `192.0.2.1`, or `fe80::1%eth1` of one behind an interface.
+    pub address: String,
     /// 0 where any AS number is accepted.
     pub asn: u32,
     /// `internal` or `external`.
@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn neighbour(address: &str, state: &str) -> Neighbour {
-        let address = address.parse().expect("an address");
+        let address = address.to_owned();
         Neighbour { address, asn: 64_512, kind: "internal".to_owned(), state: state.to_owned() }
     }
 

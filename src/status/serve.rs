@@ -115,12 +115,13 @@ fn known(subsystem: &Subsystem, world: &World) -> Known {
 fn neighbours(series: &[Series]) -> Vec<Neighbour> {
     let of = |series: &Series| {
         let label = |name: &str| series.labels.iter().find(|(label, _)| label == name).map(|(_, value)| value.clone());
-        let address: IpAddr = label("address")?.parse().ok()?;
         let asn = label("asn")?.parse().ok()?;
-        Some(Neighbour { address, asn, kind: label("type")?, state: label("state")? })
+        Some(Neighbour { address: label("address")?, asn, kind: label("type")?, state: label("state")? })
     };
     let mut all: Vec<Neighbour> = series.iter().filter(|series| series.family == NEIGHBOURS).filter_map(of).collect();
-    all.sort();
+    // Those behind an interface, which have no address without it, come last.
+    let order = |of: &Neighbour| (of.address.parse::<IpAddr>().map_err(|_| of.address.clone()), of.asn);
+    all.sort_by_cached_key(order);
     all
 }
 
@@ -140,7 +141,9 @@ mod tests {
         registry.register(Box::new(gauge)).expect("its name is free");
         let options = Opts::new("kube_router_bgp_peer_info", "Neighbours");
         let peers = IntGaugeVec::new(options, &["address", "asn", "state", "type"]).expect("a valid name");
-        for (address, state) in [("2001:db8::3", "active"), ("192.0.2.2", "established")] {
+        for (address, state) in
+            [("fe80::1%eth1", "idle"), ("2001:db8::3", "active"), ("192.0.2.10", "idle"), ("192.0.2.2", "established")]
+        {
             peers.with_label_values(&[address, "64512", state, "external"]).set(1);
         }
         registry.register(Box::new(peers)).expect("its name is free");
@@ -170,9 +173,11 @@ mod tests {
         assert_eq!(status.notes[0].text, "Service not read");
         assert_eq!((status.known[0].cluster.as_str(), status.unread_seconds), ("nothing", None));
         assert_eq!(status.components[0].synced_seconds, None);
-        let states: Vec<(String, &str)> =
-            status.neighbours.iter().map(|it| (it.address.to_string(), it.state.as_str())).collect();
-        assert_eq!(states, [("192.0.2.2".to_owned(), "established"), ("2001:db8::3".to_owned(), "active")]);
+        let states: Vec<(&str, &str)> =
+            status.neighbours.iter().map(|it| (it.address.as_str(), it.state.as_str())).collect();
+        let expected =
+            [("192.0.2.2", "established"), ("192.0.2.10", "idle"), ("2001:db8::3", "active"), ("fe80::1%eth1", "idle")];
+        assert_eq!(states, expected);
         proxy.ready(true);
         proxy.synced(now);
         world_out.send_modify(|world| world.authority.proxy = Authority::Complete);
