@@ -253,7 +253,9 @@ fn from_kubeconfig(path: &Path, context: &Context, cluster: &Cluster, user: Auth
         return Err(wrong(reason.to_owned()));
     }
     let server = cluster.server.as_deref().ok_or_else(|| wrong("its cluster has no server".to_owned()))?;
-    let server = server.parse().map_err(|error| wrong(format!("the server {server:?} of its cluster: {error}")))?;
+    // Ahead of its host it may have credentials.
+    let shown = server.rsplit('@').next().unwrap_or_default();
+    let server = server.parse().map_err(|error| wrong(format!("the server {shown:?} of its cluster: {error}")))?;
     let mut config = Config::new(server);
     config.root_cert = authorities(cluster).map_err(wrong)?;
     config.accept_invalid_certs = cluster.insecure_skip_tls_verify.unwrap_or(false);

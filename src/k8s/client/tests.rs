@@ -81,6 +81,17 @@ fn a_kubeconfig_that_cannot_be_read_shows_nothing_of_what_stands_in_it() {
 }
 
 #[test]
+fn a_server_that_cannot_be_read_is_named_without_the_credentials_ahead_of_it() {
+    let (directory, access) = kubeconfig("{token: secret}");
+    let path = directory.path().join("config");
+    let text = std::fs::read_to_string(&path).expect("readable");
+    std::fs::write(&path, text.replace("https://192", "https://admin:pass@w ord@192")).expect("writable");
+    let error = made_of(&access, Path::new(NOWHERE)).expect_err("a space is in it").to_string();
+    assert!(error.contains("the server \"192.0.2.10:6443\" of its cluster"), "{error}");
+    assert!(["admin", "pass", "ord@"].iter().all(|secret| !error.contains(secret)), "{error}");
+}
+
+#[test]
 fn a_kubeconfig_that_is_missing_or_makes_no_sense_is_named() {
     let access = Access { kubeconfig: Some("/nonexistent/config".into()), master: None };
     let error = made_of(&access, Path::new(NOWHERE)).expect_err("there is none");
