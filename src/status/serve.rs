@@ -119,7 +119,7 @@ fn neighbours(series: &[Series]) -> Vec<Neighbour> {
         Some(Neighbour { address: label("address")?, asn, kind: label("type")?, state: label("state")? })
     };
     let mut all: Vec<Neighbour> = series.iter().filter(|series| series.family == NEIGHBOURS).filter_map(of).collect();
-    // Those behind an interface, which have no address without it, come last.
+    // Those behind an interface, whose names are no addresses, come last.
     let order = |of: &Neighbour| (of.address.parse::<IpAddr>().map_err(|_| of.address.clone()), of.asn);
     all.sort_by_cached_key(order);
     all

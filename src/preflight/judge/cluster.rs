@@ -163,6 +163,17 @@ fn ranges_of_services(api: &ApiFacts, facts: &Facts, config: &Config) -> Option<
     Some(finding([what, why.to_owned(), todo]))
 }
 
+/// Returns what it means for this router that its Node has no range of a family; `None` for one that keeps no CNI file and announces no pods.
+fn without_range(router: &RouterConfig, family: Family) -> Option<(Level, String)> {
+    match router.cni_file {
+        Some(_) => Some((Level::Fatal, format!("its pods get no {family} address, and it announces none"))),
+        None if router.advertise.pod_cidrs => {
+            Some((Level::Degraded, format!("no {family} addresses of its pods are announced (--advertise-pod-cidr)")))
+        }
+        None => None,
+    }
+}
+
 fn node(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
     let name = &config.node_name;
     let subject = format!("Node {name}");
@@ -202,16 +213,10 @@ fn node(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
             }
         }
         let lacks = !node.pod_cidrs.iter().any(|range| Family::from(*range) == family);
-        // A router that keeps no CNI file and announces no pods has no use for a range.
-        let wants = |router: &RouterConfig| router.cni_file.is_some() || router.advertise.pod_cidrs;
-        if let Some(router) = config.router.as_ref().filter(|router| lacks && wants(router)) {
+        if let Some((level, why)) =
+            config.router.as_ref().filter(|_| lacks).and_then(|router| without_range(router, family))
+        {
             let what = format!("it has no {family} range for pods");
-            let (level, why) = match router.cni_file {
-                Some(_) => (Level::Fatal, format!("its pods get no {family} address, and it announces none")),
-                None => {
-                    (Level::Degraded, format!("no {family} addresses of its pods are announced (--advertise-pod-cidr)"))
-                }
-            };
             let todo = "start kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr, or set the annotation \
                 kube-router.io/pod-cidrs".to_owned();
             findings.push(Finding::bad(level, subject.clone(), [what, why, todo]));

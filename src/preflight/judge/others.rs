@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{Config, NodeRoutes};
+use crate::config::{Config, NodeRoutes, RouterConfig};
 use crate::preflight::facts::Facts;
 use crate::preflight::{Finding, Level};
 
@@ -148,6 +148,19 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// Returns why a router with these settings does not go together with another program that connects pods, and the flags by which it does.
+fn connects(router: &RouterConfig) -> Option<(&'static str, &'static str)> {
+    let routes = "routes to pods of other nodes come from two programs, and the agent's replace the other ones";
+    match router.node_routes {
+        _ if router.cni_file.is_some() => Some((
+            "pods get their addresses and routes from two programs, and do not reach each other",
+            "--run-router=false",
+        )),
+        NodeRoutes::Api => Some((routes, "--node-routes=bgp --enable-ibgp=false")),
+        NodeRoutes::Bgp => router.internal_peers.then_some((routes, "--enable-ibgp=false")),
+    }
+}
+
 fn clash(other: &Other, facts: &Facts, config: &Config) -> Option<Finding> {
     let network = &facts.network;
     let process = other.processes.iter().find(|name| network.processes.contains(**name));
@@ -170,29 +183,15 @@ fn clash(other: &Other, facts: &Facts, config: &Config) -> Option<Finding> {
         (Some(process), false) => format!("the process {process} runs, and there are {}", traces.join(", ")),
         (None, _) => format!("there are {}, of a running program or left over", traces.join(", ")),
     };
-    let router = config.router.as_ref();
+    let connecting = config.router.as_ref().and_then(connects);
+    let (why_connecting, flags_of_connecting) = connecting.unwrap_or_default();
     let clashes = [
         (
             other.proxies && config.proxy.is_some(),
             "it translates service addresses before IPVS sees them, to endpoints that only it keeps up to date",
             "--run-service-proxy=false",
         ),
-        (
-            other.connects && router.is_some_and(|router| router.cni_file.is_some()),
-            "pods get their addresses and routes from two programs, and do not reach each other",
-            "--run-router=false",
-        ),
-        (
-            other.connects && router.is_some_and(|router| router.cni_file.is_none() && router.internal_peers),
-            "routes to pods of other nodes come from two programs, and the agent's replace the other ones",
-            "--enable-ibgp=false",
-        ),
-        (
-            other.connects
-                && router.is_some_and(|router| router.cni_file.is_none() && router.node_routes == NodeRoutes::Api),
-            "routes to pods of other nodes come from two programs, and the agent's replace the other ones",
-            "--node-routes=bgp --enable-ibgp=false",
-        ),
+        (other.connects && connecting.is_some(), why_connecting, flags_of_connecting),
         (
             other.judges && config.firewall.is_some(),
             "packets pass only where both policy engines let them",

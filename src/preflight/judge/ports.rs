@@ -16,7 +16,7 @@ use crate::router::names::{TUNNELS, WIREGUARD_SECOND, is_vxlan, is_wireguard};
 /// All addresses of both families.
 const EVERYWHERE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
-/// The name of kube-router's process. Its DaemonSet is updated to ours, and listens on the same ports.
+/// The name of kube-router's process, and of an agent's in our image. Its DaemonSet is updated to ours, and listens on the same ports.
 const KUBE_ROUTER: &str = "kube-router";
 
 /// A port that the agent listens on.
@@ -61,7 +61,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let is_of_agent = |one: &(Transport, SocketAddr)| match &facts.network.of_agent {
         Some(its) => its.contains(one),
         // Of which process a port is, is not seen from here.
-        None => facts.process.agent_answers || runs_kube_router(facts),
+        None => facts.process.agent_answers || facts.network.processes.contains(KUBE_ROUTER),
     };
     let (mut of_agent, mut taken) = (Vec::new(), Vec::new());
     for port in &ports {
@@ -91,11 +91,6 @@ fn untaken(facts: &Facts, all: &[&Port], of_agent: &[&Port]) -> String {
             names(of_agent)
         ),
     }
-}
-
-/// Returns whether a process has the name that kube-router has, and an agent in our image, while no agent answers.
-fn runs_kube_router(facts: &Facts) -> bool {
-    !facts.process.agent_answers && facts.network.processes.contains(KUBE_ROUTER)
 }
 
 fn of_others(port: &Port, level: Level) -> Finding {
