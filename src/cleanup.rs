@@ -174,7 +174,8 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
     if let Some(path) = config.router.as_ref().and_then(|router| router.cni_file.as_ref()) {
         note(path, remove_cni(path));
     }
-    if let Some(socket) = &config.socket {
+    // What an agent listens on is its own for as long as it runs: nobody could ask it any more, and no pod would start.
+    if let Some(socket) = config.socket.as_ref().filter(|_| answering.is_none()) {
         for path in [socket.clone(), socket.with_file_name(GOBGP_SOCKET), socket.with_file_name(CNI_SOCKET)] {
             note(&path, remove_socket(&path));
         }
@@ -193,12 +194,16 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
         let _ = socket.parent().map(fs::remove_dir);
     }
     let program = config.plugin_directory.join(plugin::NAME);
-    match answering.filter(|_| program.exists()) {
-        Some(socket) => left.push(format!(
-            "{} stays, because an agent answers on {}: end it and run --cleanup-config again",
-            program.display(),
-            socket.display()
-        )),
+    match answering {
+        Some(socket) => {
+            let program = Some(&program).filter(|program| program.exists());
+            let plugin = program.map(|program| format!(", and {}", program.display())).unwrap_or_default();
+            left.push(format!(
+                "the agent's files in {}{plugin} stay, because an agent answers on {}: end it and run --cleanup-config again",
+                socket.parent().unwrap_or(&socket).display(),
+                socket.display()
+            ));
+        }
         None if may_be_named => {}
         None => note(&config.plugin_directory, remove_plugin(&config.plugin_directory)),
     }
@@ -415,6 +420,7 @@ mod tests {
         let (_, left) = remove_files(&config);
         assert!(left.len() == 1 && left[0].contains("because an agent answers on"), "{left:?}");
         assert!(path("bin/sluice-cni").exists(), "the agent makes its CNI file anew");
+        assert!(path("cni.sock").exists(), "pods and people reach the agent by it");
         drop(agent);
         fs::rename(path("net.d"), path("elsewhere")).expect("writable");
         remove_files(&config);

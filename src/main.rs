@@ -7,6 +7,7 @@
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use sluice::k8s::manifests::bundle;
 use sluice::kernel::memory;
 use sluice::observe::logging::{self, LineFormat};
 use sluice::preflight::{self, Report};
+use sluice::router::host_files;
 use tracing::{info, warn};
 
 fn main() -> ExitCode {
@@ -119,7 +121,10 @@ fn environment() -> Environment {
     Environment {
         node_name: std::env::var_os("NODE_NAME").map(|name| name.to_string_lossy().into_owned()),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        cni_file: std::env::var_os("KUBE_ROUTER_CNI_CONF_FILE").filter(|path| !path.is_empty()).map(Into::into),
+        cni_file: std::env::var_os("KUBE_ROUTER_CNI_CONF_FILE")
+            .filter(|path| !path.is_empty())
+            .map(Into::into)
+            .or_else(|| host_files::list_in_place_of(Path::new(config::DEFAULT_CNI_FILE))),
         host_bin_path: std::env::var_os("HOST_BIN_PATH").filter(|path| !path.is_empty()).map(Into::into),
         pod_namespace: std::env::var("POD_NAMESPACE")
             .or_else(|_| std::fs::read_to_string(SERVICE_ACCOUNT_NAMESPACE))

@@ -156,6 +156,22 @@ fn every_page_and_manifest_names_the_image_of_this_version() {
     assert_eq!(wrong, [""; 0], "Cargo.toml has version {}", env!("CARGO_PKG_VERSION"));
 }
 
+/// `REMOVE` is run as the page of moves has it, and copied from both.
+#[test]
+fn both_pages_have_the_same_command_of_removal() {
+    let top = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let commands: Vec<String> = ["docs/migration.md", "docs/user-guide.md"]
+        .into_iter()
+        .map(|page| {
+            let text = fs::read_to_string(top.join(page)).expect("it is there");
+            let lines = text.lines().skip_while(|line| !line.starts_with("    mkdir -p /etc/cni/net.d"));
+            lines.take_while(|line| line.starts_with("    ")).collect::<Vec<_>>().join("\n")
+        })
+        .collect();
+    assert!(commands[0].contains("src=/run/xtables.lock") && commands[0].ends_with("--cleanup-config"), "{commands:?}");
+    assert_eq!(commands[0], commands[1]);
+}
+
 /// The three numbers behind the name of the image or of its archive, behind `version:` in k0s' configuration, and behind the image's label.
 fn versions_of_the_image(line: &str) -> Vec<&str> {
     let follows = ["sluice:", "sluice-", "`version: ", "image.version="];

@@ -27,10 +27,12 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Recipe:
-    """What one image is made of. `time`: SOURCE_DATE_EPOCH, the time of the newest layer."""
+    """What one image is made of. `time`: SOURCE_DATE_EPOCH, the time of the newest layer. `is_built`: the binary was made of this tree just now; of another one nobody
+    knows of which commit it is."""
 
-    def __init__(self, arch, variant, binary, time):
+    def __init__(self, arch, variant, binary, time, is_built=False):
         check_binary(binary, arch)
+        self.revision = revision() if is_built else ""
         self.arch, self.variant, self.binary, self.time = arch, variant, binary, time
         self.version = version()
         self.tag = self.version + ("-minimal" if variant == "minimal" else "")
@@ -88,7 +90,7 @@ class Recipe:
 
     def config(self):
         labels = {
-            "title": NAME, "version": self.version, "created": stamp(self.time), "licenses": "Apache-2.0", "revision": revision(),
+            "title": NAME, "version": self.version, "created": stamp(self.time), "licenses": "Apache-2.0", "revision": self.revision,
             "description": "Node network agent for Kubernetes: service proxy, network policy, BGP router",
             "documentation": "docs/image.md",
         }

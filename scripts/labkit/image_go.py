@@ -3,6 +3,7 @@
 Without a C library: the CNI plugins are copied to hosts, whose library may be another one. Debian's packages of both link against glibc.
 """
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ PLUGINS_OF = "github.com/containernetworking/plugins"
 GOBGP = "github.com/osrg/gobgp/v4"
 # The folder below scripts/cluster that pins it, and what is built there.
 PACKAGES = {"gobgp": [f"{GOBGP}/cmd/gobgp"], "cni": [f"{PLUGINS_OF}/plugins/{kind}/{name}" for name, kind in PLUGINS.items()]}
+# Of Go's settings, from where modules come and where they are kept; they change nothing in what is built of them.
+OF_MODULES = ["GOPROXY", "GONOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE", "GOINSECURE", "GOTOOLCHAIN", "GOMODCACHE", "GOCACHE"]
 
 
 def programs(arch):
@@ -51,8 +54,10 @@ def compiled(folder, module, path, arch, flag=""):
             own.say(f"building {name} for {arch} (once)")
             os.makedirs(os.path.dirname(target), exist_ok=True)
             new = f"{target}.{os.getpid()}.new"
+            # A variable that is empty counts as not set, and then the file that `go env -w` writes has the word: of that nothing counts but where modules come from.
+            kept = json.loads(own.run("go", "env", "-json", *OF_MODULES, cwd=f"{CLUSTER}/{folder}"))
             done = subprocess.run(["nice", "-n", "10", *words, "-o", new, f"{module}/{path}"], cwd=f"{CLUSTER}/{folder}", stdin=subprocess.DEVNULL,
-                                  env={**os.environ, **chosen})
+                                  env={**os.environ, **kept, **chosen, "GOENV": "off"})
             if done.returncode:
                 raise own.LabError(f"building {name} failed with exit status {done.returncode}; go says why above")
             os.rename(new, target)

@@ -57,8 +57,9 @@ def below(path):
     return [os.path.relpath(file, own.TREE) for file in inside or [top]]
 
 
-def make(binaries, here, folder, images):
-    """Writes all files into an empty folder; returns their names with their checksums. `binaries`: paths by architecture, with one for `here`, this machine's."""
+def make(binaries, here, folder, images, built=()):
+    """Writes all files into an empty folder; returns their names with their checksums. `binaries`: paths by architecture, with one for `here`, this machine's; of `built`
+    they were made of this tree just now."""
     version, time = image.version(), image.source_date()
     for arch, binary in sorted(binaries.items()):
         check(binary, arch, here, version)
@@ -71,7 +72,7 @@ def make(binaries, here, folder, images):
         bill = image_sbom.document(name, image_oci.stamp(time), [], [], arch, "APPLICATION")
         write(folder, f"{name}.spdx.json", bill.encode())
         for variant in ("full", "minimal") if images else ():
-            path, of_image, _ = image.make(image.Recipe(arch, variant, binary, time), folder)
+            path, of_image, _ = image.make(image.Recipe(arch, variant, binary, time, arch in built), folder)
             own.say(f"{os.path.basename(path)}: {of_image}")
             # It has its line in the one file of checksums.
             os.remove(f"{path}.sha256")

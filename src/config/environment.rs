@@ -9,7 +9,8 @@ pub struct Environment {
     pub node_name: Option<String>,
     /// The name the kernel has for this host.
     pub host_name: String,
-    /// The variable `KUBE_ROUTER_CNI_CONF_FILE`; `None` when it is not set.
+    /// The variable `KUBE_ROUTER_CNI_CONF_FILE`, or else our own list of plugins that is on this host in place of the default file
+    /// ([`super::DEFAULT_CNI_FILE`]); `None` when there is neither.
     pub cni_file: Option<PathBuf>,
     /// The variable `HOST_BIN_PATH`, as `cni-install` has it; `None` when it is not set.
     pub host_bin_path: Option<PathBuf>,

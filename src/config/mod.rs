@@ -54,7 +54,7 @@ pub use netfilter::{Backend, Netfilter, Variant};
 pub use observe::{MetricsConfig, ObserveConfig};
 pub use proxy::ProxyConfig;
 pub use refusal::Refusal;
-pub use router::{Advertise, GracefulRestart, NodeRoutes, Overlay, Reach, RouterConfig, RouterId};
+pub use router::{Advertise, DEFAULT_CNI_FILE, GracefulRestart, NodeRoutes, Overlay, Reach, RouterConfig, RouterId};
 pub use service_ranges::{Disallowed, ServiceRanges};
 pub use usage::usage;
 

@@ -201,7 +201,8 @@ pub struct Advertise {
 /// RFC 9494 3: 24 bits of seconds.
 const LLGR_LONGEST: u32 = (1 << 24) - 1;
 const DEFAULT_CLUSTER_ASN: u32 = 64512;
-const DEFAULT_CNI_FILE: &str = "/etc/cni/net.d/10-kuberouter.conf";
+/// The CNI file of an agent for which none is named.
+pub const DEFAULT_CNI_FILE: &str = "/etc/cni/net.d/10-kuberouter.conf";
 
 /// The CNI file of this host, whether or not it is kept.
 pub(super) fn cni_file(environment: &Environment) -> PathBuf {

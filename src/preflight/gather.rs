@@ -34,10 +34,9 @@ use crate::kernel::{address, is_program, link, vxlan};
 use crate::model::Node;
 use crate::net::{AddressDetection, Family, PerFamily};
 use crate::observe::local_socket;
-use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
 use crate::router::linux::learned_routes;
-use crate::router::names::{PROTOCOL, TUNNELS};
+use crate::router::names::PROTOCOL;
 use crate::router::neighbour_limit;
 
 /// Reads everything, in the network namespace of the calling thread.
@@ -162,8 +161,9 @@ fn network(config: &Config) -> NetworkFacts {
     let routes = Routes::open(Ownership::Protocols(learned_routes().to_vec()));
     match routes.and_then(|mut routes| routes.read_beside(&|to| to.prefix_len() > 0)) {
         Ok((_, foreign)) => {
-            let is_ours = |link: &str| [BRIDGE, DEVICE].contains(&link) || link.starts_with(TUNNELS);
-            let of_others = foreign.into_iter().filter(|route| !route.next_hops.iter().any(|hop| is_ours(&hop.link.0)));
+            let of_others = foreign
+                .into_iter()
+                .filter(|route| !route.next_hops.iter().any(|hop| addresses::is_own_link(&hop.link.0)));
             let found = of_others.map(|route| FoundRoute {
                 to: route.key.destination,
                 links: route.next_hops.iter().map(|hop| hop.link.0.to_string()).collect(),

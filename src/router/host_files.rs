@@ -39,6 +39,8 @@ pub struct HostFiles {
 /// Longest text of the password file: as much as a few hundred routers with the longest password need.
 const LONGEST: u64 = 64 << 10;
 const RETRY: Duration = Duration::from_secs(5);
+/// Longest time that an agent, on the slowest disk, is between the making of a file and its renaming.
+const WRITING: Duration = Duration::from_secs(600);
 
 impl HostFiles {
     pub fn new(config: &RouterConfig) -> HostFiles {
@@ -122,15 +124,18 @@ impl HostFiles {
 }
 
 /// Removes the CNI file in both of its forms (`.conf`, `.conflist`), if it uses our bridge: a container runtime that
-/// reads it would go on attaching pods to an unmanaged bridge. Returns what was removed.
+/// reads it would go on attaching pods to an unmanaged bridge. With them go unfinished files of either. Returns what was removed.
 ///
 /// # Errors
 /// If a file is ours and cannot be removed.
 pub fn remove_cni(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for path in BTreeSet::from([path.to_owned(), path.with_extension("conf"), path.with_extension("conflist")]) {
-        let Ok(text) = fs::read_to_string(&path) else { continue };
-        if is_ours(&text, CniFileForm::of(&path)) {
+        for unfinished in unfinished(&path) {
+            fs::remove_file(&unfinished)?;
+            removed.push(unfinished);
+        }
+        if is_own_file(&path) {
             fs::remove_file(&path)?;
             removed.push(path);
         }
@@ -138,12 +143,22 @@ pub fn remove_cni(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// Returns another program's file that runtimes use in place of ours: the first by name that describes a network.
+/// Returns the list of plugins (`.conflist`) of this name where it is ours and the only form there: an agent that nobody named a file
+/// goes on with it. A `.conf` beside it would take its place, without the other plugins of the list.
+pub fn list_in_place_of(path: &Path) -> Option<PathBuf> {
+    let list = path.with_extension("conflist");
+    (!path.exists() && is_own_file(&list)).then_some(list)
+}
+
+/// Returns another program's file that runtimes use in place of ours: the first by name that describes a network. The other form of
+/// ours is none: it goes when ours is written.
 pub fn preferred(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?;
+    let older = other_form(path);
     let entries = fs::read_dir(path.parent()?).ok()?.flatten().map(|entry| entry.path());
     let before = entries.filter(|one| one.file_name().is_some_and(|other| other < name));
-    let before: BTreeSet<PathBuf> = before.filter(|one| is_conf(one)).collect();
+    let before = before.filter(|one| is_conf(one) && !(*one == older && is_own_file(one)));
+    let before: BTreeSet<PathBuf> = before.collect();
     let takes_pods = |text: &str| Other::of(text) == Other::Network;
     before.into_iter().find(|one| fs::read_to_string(one).is_ok_and(|text| takes_pods(&text)))
 }
@@ -169,16 +184,51 @@ fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
 /// Removes the file of the same name in the other form (`.conf`, `.conflist`), if it uses our bridge, as that of an older
 /// release does. Only behind our own: pods get their network by one of them at any time, and runtimes take the `.conf` first.
 fn remove_other_form(path: &Path) -> io::Result<()> {
-    let other = path.with_extension(match CniFileForm::of(path) {
-        CniFileForm::List => "conf",
-        CniFileForm::Single => "conflist",
-    });
-    let Ok(text) = fs::read_to_string(&other) else { return Ok(()) };
-    if is_ours(&text, CniFileForm::of(&other)) {
+    let other = other_form(path);
+    if is_own_file(&other) {
         fs::remove_file(&other)?;
         info!(path = %other.display(), "CNI configuration of an older release removed");
     }
     Ok(())
+}
+
+/// Returns the path of the other form of a file.
+fn other_form(path: &Path) -> PathBuf {
+    path.with_extension(match CniFileForm::of(path) {
+        CniFileForm::List => "conf",
+        CniFileForm::Single => "conflist",
+    })
+}
+
+/// Returns whether there is a file that can be read and uses our bridge.
+fn is_own_file(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| is_ours(&text, CniFileForm::of(path)))
+}
+
+/// Returns the files that agents began to write in place of this one and never renamed, because they were killed, or still write.
+fn unfinished(path: &Path) -> Vec<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok()).into_iter().flatten().flatten();
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_unfinished = |entry: &fs::DirEntry| {
+        let own_name = entry.file_name();
+        let between = own_name.to_str().and_then(|one| one.strip_prefix(&format!(".{name}."))?.strip_suffix(".new"));
+        between
+            .and_then(|text| text.split_once('.'))
+            .is_some_and(|(process, time)| is_number(process) && is_number(time))
+    };
+    entries.filter(is_unfinished).map(|entry| entry.path()).collect()
+}
+
+/// Removes unfinished files that no agent still writes.
+fn remove_unfinished(path: &Path) {
+    for unfinished in unfinished(path) {
+        let written = fs::metadata(&unfinished).and_then(|of| of.modified()).ok();
+        if written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > WRITING) {
+            // One that cannot be removed is in nobody's way, and is tried again with the next change.
+            let _ = fs::remove_file(&unfinished);
+        }
+    }
 }
 
 /// Replaces a file atomically: readers find all of the old or all of the new text. Who may read it stays as it is. `read`: the text
@@ -189,6 +239,7 @@ fn remove_other_form(path: &Path) -> io::Result<()> {
 pub(super) fn replace(path: &Path, read: Option<&[u8]>, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
+    remove_unfinished(path);
     // Files whose names begin with a dot are ignored by readers of the directory. In a container each run may have the same
     // number of a process.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -355,6 +406,62 @@ mod tests {
         assert!(files.write(Some(&conf()), Authority::Complete, now).is_some(), "not yet");
         assert_eq!(files.write(Some(&conf()), Authority::Complete, now + RETRY), None);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn the_other_form_of_our_file_is_no_other_programs() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let older = r#"{"name":"mynet","type":"bridge","bridge":"kube-bridge","ipam":{"type":"host-local"}}"#;
+        fs::write(path("10-kuberouter.conf"), older).expect("writable");
+        assert_eq!(preferred(&path("10-kuberouter.conflist")), None);
+        assert_eq!(preferred(&path("20-mine.conflist")), Some(path("10-kuberouter.conf")), "of another name");
+        fs::write(path("10-kuberouter.conf"), older.replace("kube-bridge", "cni0")).expect("writable");
+        assert_eq!(preferred(&path("10-kuberouter.conflist")), Some(path("10-kuberouter.conf")));
+    }
+
+    #[test]
+    fn an_agent_without_a_named_file_goes_on_with_the_list_that_is_there() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let (single, list) = (path("10-kuberouter.conf"), path("10-kuberouter.conflist"));
+        assert_eq!(list_in_place_of(&single), None, "there is none");
+        fs::write(&list, r#"{"name":"x","plugins":[{"type":"bridge","bridge":"cni0"}]}"#).expect("writable");
+        assert_eq!(list_in_place_of(&single), None, "it is somebody else's");
+        let mut written = files(&list);
+        fs::remove_file(&list).expect("it is there");
+        assert_eq!(written.write(Some(&conf()), Authority::Complete, Instant::now()), None);
+        assert_eq!(list_in_place_of(&single), Some(list.clone()));
+        fs::write(&single, "{}").expect("writable");
+        assert_eq!(list_in_place_of(&single), None, "the one that it writes by default is there");
+    }
+
+    #[test]
+    fn files_that_a_killed_agent_did_not_finish_go() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("10-kuberouter.conflist");
+        let make = |name: &str, age: Duration| {
+            let made = File::create(directory.path().join(name)).expect("writable");
+            made.set_modified(SystemTime::now() - age).expect("a time");
+        };
+        let names = || {
+            let entries = fs::read_dir(directory.path()).expect("readable").flatten();
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<BTreeSet<_>>()
+        };
+        let foreign = [".10-kuberouter.conflist.new", ".10-kuberouter.conflist.12.x.new", ".10-other.conflist.1.2.new"];
+        for name in foreign {
+            make(name, WRITING * 2);
+        }
+        make(".10-kuberouter.conflist.31.1764493200123456789.new", WRITING * 2);
+        make(".10-kuberouter.conflist.32.1764493200123456790.new", Duration::ZERO);
+        let mut written = files(&path);
+        assert_eq!(written.write(Some(&conf()), Authority::Complete, Instant::now()), None);
+        let young = ".10-kuberouter.conflist.32.1764493200123456790.new";
+        let expected = [&foreign[..], &["10-kuberouter.conflist", young]].concat();
+        assert_eq!(names(), expected.iter().map(|name| (*name).to_owned()).collect());
+        let removed = remove_cni(&path).expect("removed");
+        assert_eq!(BTreeSet::from_iter(removed), BTreeSet::from([path.clone(), directory.path().join(young)]));
+        assert_eq!(names(), foreign.iter().map(|name| (*name).to_owned()).collect());
     }
 
     #[test]

@@ -205,14 +205,17 @@ address = "{state}/socket"
         encoded = base64.b64encode(text.encode()).decode()
         self.on(i, f"mkdir -p {os.path.dirname(path)}; echo {encoded} | base64 -d > {path}; chmod 0400 {path}")
 
+    def ctr(self):
+        """The path of containerd's client on the nodes."""
+        return own.read_json(f"{self.folder}/facts.json")["programs"]["ctr"]
+
     def once(self, *words, mounts=(), conf=None, pids=False):
         """The shell command by which a node runs the image once, as documentation has it. `mounts`: (path, "ro" or "rw") each; `conf`: the path of the CNI file;
         `pids`: it sees the host's processes."""
-        ctr = own.read_json(f"{self.folder}/facts.json")["programs"]["ctr"]
         options = ["--rm", "--privileged", "--net-host", *(f"--mount type=bind,src={path},dst={path},options=rbind:{how}" for path, how in mounts)]
         options += [f"--env KUBE_ROUTER_CNI_CONF_FILE={conf}"] if conf else []
         options += ["--with-ns pid:/proc/1/ns/pid"] if pids else []
-        return f"{ctr} -n k8s.io run {' '.join(options)} docker.io/library/sluice:{image.version()} cleanup /usr/local/bin/kube-router {' '.join(words)} < /dev/null"
+        return f"{self.ctr()} -n k8s.io run {' '.join(options)} docker.io/library/sluice:{image.version()} cleanup /usr/local/bin/kube-router {' '.join(words)} < /dev/null"
 
     def refused(self):
         """What the API server has refused agents for want of rights until now: verb and resource of each."""

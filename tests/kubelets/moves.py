@@ -371,7 +371,7 @@ class Move:
         bed.kubectl("delete", "-f", bed.manifest())
         bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
         for i in self.nodes(bed):
-            bed.on(i, f"{bed.once('--cleanup-config', mounts=newcomer.MOUNTS, conf=OURS)} && {{ {self.behind_removal(bed, i)}; }}")
+            bed.on(i, f"{page.removal(bed.ctr())} && {{ {self.behind_removal(bed, i)}; }}")
             left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
                              f"ls /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
             that(not any(left), f"left on node {i}:", left)

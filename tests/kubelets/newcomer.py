@@ -11,10 +11,10 @@ from labkit import image, net, own
 from labkit.source import kubeconfig
 
 import bed as beds
+import page
 
 AGENTS = ("-n", "kube-system", "-l", "k8s-app=kube-router")
 # For a removal, as the guide has it.
-MOUNTS = (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"), ("/var/lib/sluice", "rw"), ("/run/sluice", "rw"), ("/opt/cni/bin", "rw"))
 
 
 def that(true, *words):
@@ -397,8 +397,8 @@ def last_words(bed, pod, name):
     return bed.on(int(pod["spec"]["nodeName"].removeprefix("node")), f"tail -n 30 /var/log/pods/*_{pod['metadata']['name']}_*/{name}/*.log; true")
 
 
-def the_removal_leaves_nothing(bed, mounts=MOUNTS, without_agents=lambda: None, stays="$^"):
-    """`without_agents` is called when they are gone, and all else is there. `stays`: which lines about a node may be there all the same."""
+def the_removal_leaves_nothing(bed, with_tunnels=False, without_agents=lambda: None, stays="$^"):
+    """`with_tunnels`: agents had direct server return. `without_agents` is called when they are gone, and all else is there. `stays`: which lines about a node may be there all the same."""
     agents_have_never_ended(bed)
     bed.kubectl("delete", "pod", "client", "--wait=false")
     bed.kubectl("delete", "deployment", "web")
@@ -408,7 +408,7 @@ def the_removal_leaves_nothing(bed, mounts=MOUNTS, without_agents=lambda: None, 
     without_agents()
     bed.kube_proxy(False)
     for i in range(1, bed.nodes + 1):
-        bed.on(i, bed.once("--cleanup-config", mounts=mounts, conf="/etc/cni/net.d/10-kuberouter.conflist"))
+        bed.on(i, page.removal(bed.ctr(), with_tunnels))
         # The kubelet has chains of its own that begin with KUBE-, and the plugin portmap its CNI- ones.
         ours = "'KUBE-(ROUTER|NWPLCY|POD-FW|SVC-|DEFAULT)|kube-router|sluice'"
         rules = "; ".join(f"{program}-{flavour}-save 2>/dev/null | grep -E {ours}" for program in ("iptables", "ip6tables") for flavour in ("nft", "legacy"))

@@ -59,7 +59,19 @@ def leaving_out():
     return found(r"`(kubectl -n kube-system patch ds calico-node --patch '[^']+')`, and `(kubectl -n kube-system rollout status ds calico-node)`")
 
 
-def mounts_for_tunnels():
-    """The folders which `REMOVE` mounts besides where agents had direct server return."""
-    text = found(r"^Where agents had `--enable-direct-server-return`[^\n]*:\n\n((?:      --mount [^\n]*\n)+)")
-    return tuple(re.findall(r"src=([^,]+),", text)[1:])
+def removal(ctr, with_tunnels=False):
+    """`REMOVE`, by the program `ctr` at this path. `with_tunnels`: as where agents had direct server return."""
+    command = found(r"^    (mkdir -p /etc/cni/net\.d .*?--cleanup-config)$", re.S)
+    if with_tunnels:
+        mounts = found(r"^Where agents had `--enable-direct-server-return`[^\n]*:\n\n((?:      --mount [^\n]*\n)+)")
+        last = mounts.splitlines(keepends=True)[0]
+        if command.count(last) != 1:
+            raise AssertionError(f"no mount of the removal is in the place of {last}")
+        command = command.replace(last, mounts)
+    making, running = command.split("\n    ctr ")
+    return f"{making}\n{ctr} {running} < /dev/null"
+
+
+def mounts_of_removal():
+    """The folders and files which `REMOVE` mounts: (path, "ro" or "rw") each."""
+    return tuple(re.findall(r"src=([^,]+),\S*rbind:(r[ow])", removal("ctr")))

@@ -227,11 +227,12 @@ class Theirs:
         bed.kube_proxy(False)
         for i in range(1, bed.nodes + 1):
             # Where no manifest mounts the lock, nobody has made it; a host whose own iptables has run has one.
-            mounts = newcomer.MOUNTS if self.ours else (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"))
-            once = bed.once("--cleanup-config", mounts=(*mounts, ("/run/xtables.lock", "rw")), conf=self.made.conf)
-            folders = " ".join(path for path, _ in mounts)
+            lock = "/run/xtables.lock"
+            mounts = page.mounts_of_removal() if self.ours else (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"), (lock, "rw"))
+            once = bed.once("--cleanup-config", mounts=mounts, conf=self.made.conf)
+            folders = " ".join(path for path, _ in mounts if path != lock)
             # As the pages have it; the folders of a host that has none of ours are not there.
-            bed.on(i, f"rm -rf /var/lib/sluice /run/sluice; mkdir -p {folders}; touch /run/xtables.lock; {once}")
+            bed.on(i, f"rm -rf /var/lib/sluice /run/sluice; mkdir -p {folders}; touch {lock}; {once}")
             left = bed.on(i, "nft list tables; iptables-nft-save; ip6tables-nft-save; iptables-legacy-save 2>/dev/null; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
                              "ip -br link | grep -E 'kube-(bridge|dummy)'; ip rule | grep -E 'lookup (7[0-9]|kube)'; ls /etc/cni/net.d; ls /opt/cni/bin | grep sluice; true")
             foreign = r"table ip6? (filter|nat|mangle|raw)$|^#|^\*|^COMMIT|^:|10-flannel.conflist$"

@@ -34,7 +34,6 @@ def has_tunnel(bed):
 
 def the_removal_takes_the_tunnel_out_of_the_pod(bed):
     """And nothing else of it; without the mounts the tunnel would stay. The bridge that the pod is on stays, as long as it is there."""
-    mounts = (*newcomer.MOUNTS, *((path, "rw") for path in page.mounts_for_tunnels()))
-    newcomer.the_removal_leaves_nothing(bed, mounts, lambda: that(has_tunnel(bed), "the end of the agents has taken the tunnel away:", in_pods(bed)), stays=r"\bkube-bridge\b")
+    newcomer.the_removal_leaves_nothing(bed, True, lambda: that(has_tunnel(bed), "the end of the agents has taken the tunnel away:", in_pods(bed)), stays=r"\bkube-bridge\b")
     that(not in_pods(bed), "a pod has", in_pods(bed))
     that(condition(bed.get("pod", "tunnel", "-n", NAMESPACE), "Ready"), "the pod does not run any more")

@@ -163,9 +163,12 @@ fn theirs(facts: &Facts) -> impl Iterator<Item = &HostAddress> {
 }
 
 fn is_theirs(one: &HostAddress) -> bool {
-    let name = &*one.link.0;
-    let is_ours = name == BRIDGE || CARRY_SERVICE_ADDRESSES.contains(&name) || name.starts_with(TUNNELS);
-    !is_ours && one.scope != Scope::Host
+    !is_own_link(&one.link.0) && one.scope != Scope::Host
+}
+
+/// Returns whether a device of this name is an agent's, or carries service addresses for another program.
+pub fn is_own_link(name: &str) -> bool {
+    name == BRIDGE || CARRY_SERVICE_ADDRESSES.contains(&name) || name.starts_with(TUNNELS)
 }
 
 fn families(facts: &Facts, config: &Config) -> Vec<Finding> {

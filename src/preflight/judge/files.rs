@@ -116,7 +116,18 @@ fn directory(directory: &Directory, config: &Config) -> Finding {
     let what = what.or_else(|| unseen.then(|| "it is the container's own, and not the host's".to_owned()));
     let Some(what) = what else {
         let keeps_key = *purpose == Purpose::State && config.router.as_ref().is_some_and(|own| own.key_file.is_some());
-        let Some(passing) = passing.filter(|_| keeps_key) else { return Finding::ok(subject, "it can be written") };
+        let Some(passing) = passing.filter(|_| keeps_key) else {
+            return Finding::ok(
+                subject,
+                match passing.filter(|_| *purpose == Purpose::State) {
+                    None => "it can be written".to_owned(),
+                    Some(passing) => format!(
+                        "it can be written, and does not last ({passing}): what is known of the cluster has to come from the API server \
+                     then; a directory of the host there would keep it"
+                    ),
+                },
+            );
+        };
         let why = "this node makes another private key for WireGuard each time that it is gone, as with an upgrade of the agent, and packets from and to \
                    this node are lost until all nodes know it"
             .to_owned();
