@@ -2,7 +2,7 @@
 //!
 //! The same mirrors, the same order, the same rule of what is ours; only nothing is wanted. What belongs to
 //! others stays. Kernel settings stay too: what they were before is nobody's knowledge. All subsystems are cleaned up,
-//! whichever of them the flags switch on, in both families. Virtual services that a kube-proxy in its mode ipvs has as well stay, for it would miss them until its next sync. Tunnels for direct server return go from the pods of this host that the
+//! whichever of them the flags switch on, in both families. Where an agent answers nothing goes: it would put back some of it, and miss its key, its sockets and the entry of its plugin. Virtual services that a kube-proxy in its mode ipvs has as well stay, for it would miss them until its next sync. Tunnels for direct server return go from the pods of this host that the
 //! container runtime tells of or that have their network namespaces in `/run/netns`; a host without a runtime has no others.
 //!
 //! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`, `cni.sock`), the announced pods, the guarded ports and the CNI file where it is about our
@@ -55,8 +55,11 @@ trait Removable {
 /// Takes everything of ours out of the kernel, and removes our files. What fails keeps nothing else from going.
 ///
 /// # Errors
-/// Failures to remove, a line for each kind of kernel objects, subsystem and file.
+/// An agent runs here, which would put some of it back and miss the rest: nothing goes then. Failures to remove, a line for each kind of kernel objects, subsystem and file.
 pub fn run(config: &Config) -> anyhow::Result<()> {
+    if let Some(sentence) = in_use("--cleanup-config", config.socket.as_deref()) {
+        bail!(sentence);
+    }
     // All are opened before anything goes: the rules that are there tell which programs keep them.
     let firewall = firewall::iptables::linux::open_for_cleanup()
         .map(|(targets, _)| without_ipset(targets))
@@ -98,7 +101,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 /// # Errors
 /// An agent runs beside it, which would put them back or, where the kernel knows no owners of tables, go on without them. Failures to remove, a line for each subsystem.
 pub fn remove_tables(config: &Config) -> anyhow::Result<()> {
-    if let Some(sentence) = config.socket.as_deref().and_then(in_use) {
+    if let Some(sentence) = in_use("--cleanup-nftables", config.socket.as_deref()) {
         bail!(sentence);
     }
     let all = [
@@ -129,14 +132,14 @@ pub fn remove_kube_proxy(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns why our tables cannot go now, as a sentence.
-fn in_use(socket: &Path) -> Option<String> {
-    is_listened_on(socket).then(|| {
-        format!(
-            "--cleanup-nftables is for a host on which no agent runs, and one answers on {} (--socket): end that agent first.",
-            socket.display()
-        )
-    })
+/// Returns why what this flag removes cannot go now, as a sentence: an agent answers on its socket, or waits for pods on the one beside it.
+fn in_use(flag: &str, socket: Option<&Path>) -> Option<String> {
+    let sockets = socket.into_iter().flat_map(|socket| [socket.to_owned(), socket.with_file_name(CNI_SOCKET)]);
+    let answering = sockets.into_iter().find(|socket| is_listened_on(socket))?;
+    Some(format!(
+        "{flag} is for a host on which no agent runs, and one answers on {} (--socket): end that agent first.",
+        answering.display()
+    ))
 }
 
 /// The firewall's kinds, on a host that may have no ipset.
@@ -150,9 +153,6 @@ fn without_ipset(
 
 /// Removes our files. Returns which there were, and why others could not be removed.
 fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
-    // An agent that still runs makes its CNI file anew, and a runtime starts no pod where the plugin in it is missing.
-    let answering = config.socket.iter().flat_map(|socket| [socket.clone(), socket.with_file_name(CNI_SOCKET)]);
-    let answering = answering.into_iter().find(|socket| is_listened_on(socket));
     // Before the socket goes that answers the plugin.
     let Left { unread, named, .. } = CniFiles::new(config.cni_directory.clone()).remove_plugin();
     let (mut removed, mut left) = (Vec::new(), [unread, named].concat());
@@ -174,8 +174,7 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
     if let Some(path) = config.router.as_ref().and_then(|router| router.cni_file.as_ref()) {
         note(path, remove_cni(path));
     }
-    // What an agent listens on is its own for as long as it runs: nobody could ask it any more, and no pod would start.
-    if let Some(socket) = config.socket.as_ref().filter(|_| answering.is_none()) {
+    if let Some(socket) = &config.socket {
         for path in [socket.clone(), socket.with_file_name(GOBGP_SOCKET), socket.with_file_name(CNI_SOCKET)] {
             note(&path, remove_socket(&path));
         }
@@ -193,19 +192,8 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
         );
         let _ = socket.parent().map(fs::remove_dir);
     }
-    let program = config.plugin_directory.join(plugin::NAME);
-    match answering {
-        Some(socket) => {
-            let program = Some(&program).filter(|program| program.exists());
-            let plugin = program.map(|program| format!(", and {}", program.display())).unwrap_or_default();
-            left.push(format!(
-                "the agent's files in {}{plugin} stay, because an agent answers on {}: end it and run --cleanup-config again",
-                socket.parent().unwrap_or(&socket).display(),
-                socket.display()
-            ));
-        }
-        None if may_be_named => {}
-        None => note(&config.plugin_directory, remove_plugin(&config.plugin_directory)),
+    if !may_be_named {
+        note(&config.plugin_directory, remove_plugin(&config.plugin_directory));
     }
     (removed, left)
 }
@@ -335,15 +323,20 @@ mod tests {
     use crate::config::{Environment, Request, request};
 
     #[test]
-    fn our_tables_stay_while_an_agent_answers() {
+    fn nothing_goes_while_an_agent_answers() {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("sluice.sock");
-        assert_eq!(in_use(&socket), None);
-        let listener = UnixListener::bind(&socket).expect("writable");
-        let sentence = in_use(&socket).expect("somebody listens");
-        assert!(sentence.contains("sluice.sock (--socket): end that agent first."), "{sentence}");
-        drop(listener);
-        assert_eq!(in_use(&socket), None, "an earlier run left it");
+        let why = || in_use("--cleanup-config", Some(&socket));
+        assert_eq!(why(), None);
+        for name in ["sluice.sock", "cni.sock"] {
+            let listener = UnixListener::bind(directory.path().join(name)).expect("writable");
+            let sentence = why().expect("somebody listens");
+            assert!(sentence.starts_with("--cleanup-config is for a host on which no agent runs"), "{sentence}");
+            assert!(sentence.contains(&format!("{name} (--socket): end that agent first.")), "{sentence}");
+            drop(listener);
+            assert_eq!(why(), None, "an earlier run left it");
+        }
+        assert_eq!(in_use("--cleanup-config", None), None, "an agent without a socket answers nobody");
     }
 
     #[test]
@@ -401,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plugin_stays_while_a_file_may_name_it_or_an_agent_runs_and_a_link_always() {
+    fn the_plugin_stays_while_a_file_may_name_it_and_a_link_always() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
         ["net.d", "bin"].iter().for_each(|name| fs::create_dir(path(name)).expect("writable"));
@@ -416,12 +409,6 @@ mod tests {
             ..Environment::default()
         };
         let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
-        let agent = UnixListener::bind(path("cni.sock")).expect("a socket");
-        let (_, left) = remove_files(&config);
-        assert!(left.len() == 1 && left[0].contains("because an agent answers on"), "{left:?}");
-        assert!(path("bin/sluice-cni").exists(), "the agent makes its CNI file anew");
-        assert!(path("cni.sock").exists(), "pods and people reach the agent by it");
-        drop(agent);
         fs::rename(path("net.d"), path("elsewhere")).expect("writable");
         remove_files(&config);
         assert!(path("bin/sluice-cni").exists(), "nobody could look into the CNI files");

@@ -63,7 +63,8 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
     };
     memory::keep_little();
     memory::use_small_pages();
-    let config = Config::from_flags(&flags, verbosity, &environment()).map_err(refused)?;
+    let environment = environment();
+    let config = Config::from_flags(&flags, verbosity, &environment).map_err(refused)?;
     manifests_can_be_read(&config)?;
     let form = match config.log_format {
         LogFormat::Text => LineFormat::Text,
@@ -74,6 +75,9 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
         return Err(refused("sluice must run as root, because it changes the network of this host."));
     }
     info!(version = config::VERSION, toolchain = config::TOOLCHAIN, node = config.node_name, "Starting");
+    if let (Some(path), None, Some(_)) = (&environment.cni_list, &environment.cni_file, &config.router) {
+        info!(path = %path.display(), "KUBE_ROUTER_CNI_CONF_FILE is not set; the CNI configuration of an earlier run is kept");
+    }
     for notice in &config.notices {
         warn!(notice, "Flag has no effect");
     }
@@ -121,10 +125,8 @@ fn environment() -> Environment {
     Environment {
         node_name: std::env::var_os("NODE_NAME").map(|name| name.to_string_lossy().into_owned()),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        cni_file: std::env::var_os("KUBE_ROUTER_CNI_CONF_FILE")
-            .filter(|path| !path.is_empty())
-            .map(Into::into)
-            .or_else(|| host_files::list_in_place_of(Path::new(config::DEFAULT_CNI_FILE))),
+        cni_file: std::env::var_os("KUBE_ROUTER_CNI_CONF_FILE").filter(|path| !path.is_empty()).map(Into::into),
+        cni_list: host_files::list_in_place_of(Path::new(config::DEFAULT_CNI_FILE)),
         host_bin_path: std::env::var_os("HOST_BIN_PATH").filter(|path| !path.is_empty()).map(Into::into),
         pod_namespace: std::env::var("POD_NAMESPACE")
             .or_else(|_| std::fs::read_to_string(SERVICE_ACCOUNT_NAMESPACE))

@@ -410,6 +410,14 @@ fn put_program(node: &Path, name: &str, text: &str) {
 fn the_agents_own_plugin_is_the_one_of_this_release_also_while_it_runs() {
     for of in &with_cni() {
         let node = node(&[]);
+        let plugins = node.path().join("opt/cni/bin");
+        fs::create_dir_all(&plugins).unwrap();
+        // What a copy that was ended has left, and the copy of another DaemonSet's container, which has just begun.
+        let (old, young) = (plugins.join(".sluice-cni.q3Rt5z"), plugins.join(".sluice-cni.Ab12Cd"));
+        [&old, &young].iter().for_each(|part| fs::write(part, "a part").unwrap());
+        let hour = std::time::Duration::from_secs(3600);
+        let made = fs::File::options().write(true).open(&old).unwrap();
+        made.set_modified(std::time::SystemTime::now() - hour).unwrap();
         for release in ["one release", "the next"] {
             put_program(node.path(), "sluice", release);
             let before = fs::File::open(node.path().join("opt/cni/bin/sluice-cni"));
@@ -422,7 +430,8 @@ fn the_agents_own_plugin_is_the_one_of_this_release_also_while_it_runs() {
                 assert!(text.contains("one release"), "{}: a runtime that runs it now is not disturbed", of.name);
             }
         }
-        assert_eq!(fs::read_dir(node.path().join("opt/cni/bin")).unwrap().count(), 1, "{}", of.name);
+        assert!(young.exists() && !old.exists(), "{}", of.name);
+        assert_eq!(fs::read_dir(plugins).unwrap().count(), 2, "{}", of.name);
     }
 }
 

@@ -64,6 +64,7 @@ impl Rendering {
         let environment = Environment {
             node_name: self.variable("NODE_NAME").map(|_| "node1".to_owned()),
             host_name: "a-host".to_owned(),
+            cni_list: None,
             cni_file: text("KUBE_ROUTER_CNI_CONF_FILE").map(PathBuf::from),
             host_bin_path: text("HOST_BIN_PATH").map(PathBuf::from),
             pod_namespace: None,

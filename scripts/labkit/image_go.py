@@ -17,7 +17,7 @@ PLUGINS_OF = "github.com/containernetworking/plugins"
 GOBGP = "github.com/osrg/gobgp/v4"
 # The folder below scripts/cluster that pins it, and what is built there.
 PACKAGES = {"gobgp": [f"{GOBGP}/cmd/gobgp"], "cni": [f"{PLUGINS_OF}/plugins/{kind}/{name}" for name, kind in PLUGINS.items()]}
-# Of Go's settings, from where modules come and where they are kept; they change nothing in what is built of them.
+# Of Go's settings, from where modules and the compiler come and where they are kept.
 OF_MODULES = ["GOPROXY", "GONOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE", "GOINSECURE", "GOTOOLCHAIN", "GOMODCACHE", "GOCACHE"]
 
 
@@ -42,8 +42,9 @@ def compiled(folder, module, path, arch, flag=""):
         build.go()
     name = os.path.basename(path)
     words = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w -buildid={flag}"]
-    # What the build of somebody's own choice would change is said here.
-    chosen = {"CGO_ENABLED": "0", "GOOS": "linux", "GOARCH": arch, "GOFLAGS": "", "GOAMD64": "v1", "GOARM64": "v8.0", "GOEXPERIMENT": ""}
+    # What the build of somebody's own choice would change is said here. The compiler is the one of `go version`.
+    chosen = {"CGO_ENABLED": "0", "GOOS": "linux", "GOARCH": arch, "GOFLAGS": "", "GOAMD64": "v1", "GOARM64": "v8.0", "GOEXPERIMENT": "",
+              "GOENV": "off", "GOFIPS140": "off", "GOWORK": "off", "GO111MODULE": "on"}
     key = hashlib.sha256(repr((own.run("go", "version", cwd=f"{CLUSTER}/{folder}"), words, chosen, f"{module}/{path}")).encode())
     for pins in ("go.mod", "go.sum"):  # an indirect module that changes is a change too
         with open(f"{CLUSTER}/{folder}/{pins}", "rb") as handle:
@@ -57,7 +58,7 @@ def compiled(folder, module, path, arch, flag=""):
             # A variable that is empty counts as not set, and then the file that `go env -w` writes has the word: of that nothing counts but where modules come from.
             kept = json.loads(own.run("go", "env", "-json", *OF_MODULES, cwd=f"{CLUSTER}/{folder}"))
             done = subprocess.run(["nice", "-n", "10", *words, "-o", new, f"{module}/{path}"], cwd=f"{CLUSTER}/{folder}", stdin=subprocess.DEVNULL,
-                                  env={**os.environ, **kept, **chosen, "GOENV": "off"})
+                                  env={**os.environ, **kept, **chosen})
             if done.returncode:
                 raise own.LabError(f"building {name} failed with exit status {done.returncode}; go says why above")
             os.rename(new, target)

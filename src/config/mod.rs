@@ -172,7 +172,7 @@ impl Config {
         proxy.overlay_ports = router.overlay.map_or_else(Vec::new, Overlay::open_ports);
         let cni_socket = cni_socket(flags, mistakes);
         if cni_socket.is_some() && flags.run_router {
-            router.cni_plugin = cni_plugin(&router, cni_socket.as_deref(), mistakes);
+            router.cni_plugin = cni_plugin(&router, environment, cni_socket.as_deref(), mistakes);
         }
         let encrypts = router.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some());
         let cleanup = Cleanup::from_flags(flags, mistakes);
@@ -351,9 +351,16 @@ fn source_guard(flags: &Flags, has_cni: bool, mistakes: &mut Mistakes) -> bool {
     flags.netpol_source_guard && has_cni
 }
 
-/// The socket that the CNI file names, where this program writes that file: a list, because the plugin follows others.
-fn cni_plugin(router: &RouterConfig, socket: Option<&Path>, mistakes: &mut Mistakes) -> Option<PathBuf> {
-    let file = router.cni_file.as_ref()?;
+/// The socket that the CNI file names, where this program writes that file: a list, because the plugin follows others. It is to be named, so that
+/// the same flags are right, or wrong, on all nodes, whatever an earlier run has left there.
+fn cni_plugin(
+    router: &RouterConfig,
+    environment: &Environment,
+    socket: Option<&Path>,
+    mistakes: &mut Mistakes,
+) -> Option<PathBuf> {
+    router.cni_file.as_ref()?;
+    let file = environment.cni_file.as_deref().unwrap_or(Path::new(DEFAULT_CNI_FILE));
     if !file.extension().is_some_and(|end| end.eq_ignore_ascii_case("conflist")) {
         mistakes.add(format!(
             "--netpol-cni needs a CNI file that is a list of plugins: set the variable KUBE_ROUTER_CNI_CONF_FILE to a name \

@@ -206,7 +206,8 @@ pub const DEFAULT_CNI_FILE: &str = "/etc/cni/net.d/10-kuberouter.conf";
 
 /// The CNI file of this host, whether or not it is kept.
 pub(super) fn cni_file(environment: &Environment) -> PathBuf {
-    environment.cni_file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CNI_FILE))
+    let found = environment.cni_file.as_ref().or(environment.cni_list.as_ref());
+    found.cloned().unwrap_or_else(|| PathBuf::from(DEFAULT_CNI_FILE))
 }
 
 impl RouterConfig {

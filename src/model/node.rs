@@ -134,7 +134,7 @@ pub struct Routing {
     pub local_addresses: Vec<IpAddr>,
 }
 
-/// A node's role in route reflection (RFC 4456), and its cluster ID.
+/// A node's role in route reflection (RFC 4456), and its cluster ID; of 0.0.0.0 that of a reflector is its router identifier.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Reflection {
     #[default]

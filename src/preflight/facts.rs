@@ -141,8 +141,10 @@ pub struct FileFacts {
     pub directories: Vec<Directory>,
     /// The text of the router's CNI file, `None` where there is none, or why it cannot be read.
     pub cni_text: Option<Result<String, String>>,
-    /// Another program's CNI file that container runtimes use in place of ours.
+    /// The CNI file that container runtimes use in place of ours.
     pub preferred_cni_file: Option<PathBuf>,
+    /// That one is the other form of the agent's own.
+    pub is_older_form: bool,
     /// There is a socket at `--runtime-endpoint`.
     pub has_runtime_socket: bool,
     /// Places of passwords of BGP that cannot be read, with the reason.

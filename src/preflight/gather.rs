@@ -34,7 +34,7 @@ use crate::kernel::{address, is_program, link, vxlan};
 use crate::model::Node;
 use crate::net::{AddressDetection, Family, PerFamily};
 use crate::observe::local_socket;
-use crate::router::host_files::preferred;
+use crate::router::host_files::{is_older_form, preferred};
 use crate::router::linux::learned_routes;
 use crate::router::names::PROTOCOL;
 use crate::router::neighbour_limit;
@@ -221,11 +221,15 @@ fn files(config: &Config) -> FileFacts {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => Some(Err(error.to_string())),
     };
+    let preferred_cni_file = cni_file.and_then(preferred);
     let is_socket = |path: &Path| fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
     FileFacts {
         directories: directories.into_iter().filter_map(of).collect(),
         cni_text: cni_file.and_then(text),
-        preferred_cni_file: cni_file.and_then(preferred),
+        is_older_form: cni_file
+            .zip(preferred_cni_file.as_deref())
+            .is_some_and(|(ours, other)| is_older_form(other, ours)),
+        preferred_cni_file,
         has_runtime_socket: container_runtime::sockets(config.runtime_endpoint.as_ref())
             .iter()
             .any(|path| is_socket(path)),

@@ -75,7 +75,9 @@ impl HostFiles {
                 Some(format!("{}: {error}", path.display()))
             }
         };
-        self.preferred = preferred(path);
+        let is_written = self.trouble.is_none() && !wanted.ranges.is_empty();
+        self.preferred = preferred(path).filter(|other| !(is_written && is_older_form(other, path)));
+        path.parent().into_iter().for_each(remove_unfinished);
         self.trouble.clone()
     }
 
@@ -124,43 +126,47 @@ impl HostFiles {
 }
 
 /// Removes the CNI file in both of its forms (`.conf`, `.conflist`), if it uses our bridge: a container runtime that
-/// reads it would go on attaching pods to an unmanaged bridge. With them go unfinished files of either. Returns what was removed.
+/// reads it would go on attaching pods to an unmanaged bridge. Then all unfinished files beside it. Returns what was removed.
 ///
 /// # Errors
-/// If a file is ours and cannot be removed.
+/// If a file is ours and cannot be removed, the first of several; the others go all the same.
 pub fn remove_cni(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut removed = Vec::new();
-    for path in BTreeSet::from([path.to_owned(), path.with_extension("conf"), path.with_extension("conflist")]) {
-        for unfinished in unfinished(&path) {
-            fs::remove_file(&unfinished)?;
-            removed.push(unfinished);
-        }
-        if is_own_file(&path) {
-            fs::remove_file(&path)?;
-            removed.push(path);
+    let forms = BTreeSet::from([path.to_owned(), path.with_extension("conf"), path.with_extension("conflist")]);
+    let ours = forms.into_iter().filter(|path| is_own_file(path));
+    let unfinished = path.parent().map(unfinished).unwrap_or_default();
+    let (mut removed, mut failed) = (Vec::new(), None);
+    for path in ours.chain(unfinished) {
+        match fs::remove_file(&path) {
+            Ok(()) => removed.push(path),
+            // It has been finished meanwhile, or somebody else removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => drop(failed.get_or_insert(error)),
         }
     }
-    Ok(removed)
+    failed.map_or(Ok(removed), Err)
 }
 
-/// Returns the list of plugins (`.conflist`) of this name where it is ours and the only form there: an agent that nobody named a file
-/// goes on with it. A `.conf` beside it would take its place, without the other plugins of the list.
+/// Returns the list of plugins (`.conflist`) of this name where it is ours and the only form there that describes a network: an agent that
+/// nobody named a file goes on with it. A `.conf` beside it would take its place, without the other plugins of the list.
 pub fn list_in_place_of(path: &Path) -> Option<PathBuf> {
     let list = path.with_extension("conflist");
-    (!path.exists() && is_own_file(&list)).then_some(list)
+    let is_used = fs::read_to_string(path).is_ok_and(|text| Other::of(&text) == Other::Network);
+    (!is_used && is_own_file(&list)).then_some(list)
 }
 
-/// Returns another program's file that runtimes use in place of ours: the first by name that describes a network. The other form of
-/// ours is none: it goes when ours is written.
+/// Returns the file that runtimes use in place of ours: the first by name that describes a network. It is another program's, or the other form of our own.
 pub fn preferred(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?;
-    let older = other_form(path);
     let entries = fs::read_dir(path.parent()?).ok()?.flatten().map(|entry| entry.path());
     let before = entries.filter(|one| one.file_name().is_some_and(|other| other < name));
-    let before = before.filter(|one| is_conf(one) && !(*one == older && is_own_file(one)));
-    let before: BTreeSet<PathBuf> = before.collect();
+    let before: BTreeSet<PathBuf> = before.filter(|one| is_conf(one)).collect();
     let takes_pods = |text: &str| Other::of(text) == Other::Network;
     before.into_iter().find(|one| fs::read_to_string(one).is_ok_and(|text| takes_pods(&text)))
+}
+
+/// Returns whether a file is the other form of ours, as an older release wrote it: it goes when ours is written.
+pub fn is_older_form(other: &Path, path: &Path) -> bool {
+    other == other_form(path) && is_own_file(other)
 }
 
 /// Writes the desired file. Returns what keeps a part of it from being written.
@@ -205,27 +211,27 @@ fn is_own_file(path: &Path) -> bool {
     fs::read_to_string(path).is_ok_and(|text| is_ours(&text, CniFileForm::of(path)))
 }
 
-/// Returns the files that agents began to write in place of this one and never renamed, because they were killed, or still write.
-fn unfinished(path: &Path) -> Vec<PathBuf> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok()).into_iter().flatten().flatten();
+/// Returns the files that agents began to write in a folder of CNI files and never renamed, because they were killed, or still write.
+fn unfinished(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_str().is_some_and(is_unfinished)).map(|entry| entry.path()).collect()
+}
+
+/// Returns whether a name is one that [`replace`] gives to a CNI file: `.10-kuberouter.conflist.PROCESS.TIME.new`.
+fn is_unfinished(name: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let is_unfinished = |entry: &fs::DirEntry| {
-        let own_name = entry.file_name();
-        let between = own_name.to_str().and_then(|one| one.strip_prefix(&format!(".{name}."))?.strip_suffix(".new"));
-        between
-            .and_then(|text| text.split_once('.'))
-            .is_some_and(|(process, time)| is_number(process) && is_number(time))
-    };
-    entries.filter(is_unfinished).map(|entry| entry.path()).collect()
+    let parts = name.strip_prefix('.').and_then(|rest| rest.strip_suffix(".new"));
+    let mut parts = parts.into_iter().flat_map(|rest| rest.rsplitn(3, '.'));
+    let (time, process, file) = (parts.next(), parts.next(), parts.next());
+    [time, process].iter().all(|part| part.is_some_and(is_number)) && file.is_some_and(|file| is_conf(Path::new(file)))
 }
 
 /// Removes unfinished files that no agent still writes.
-fn remove_unfinished(path: &Path) {
-    for unfinished in unfinished(path) {
+fn remove_unfinished(directory: &Path) {
+    for unfinished in unfinished(directory) {
         let written = fs::metadata(&unfinished).and_then(|of| of.modified()).ok();
         if written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > WRITING) {
-            // One that cannot be removed is in nobody's way, and is tried again with the next change.
+            // One that cannot be removed is in nobody's way, and is tried again the next time.
             let _ = fs::remove_file(&unfinished);
         }
     }
@@ -239,7 +245,6 @@ fn remove_unfinished(path: &Path) {
 pub(super) fn replace(path: &Path, read: Option<&[u8]>, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
-    remove_unfinished(path);
     // Files whose names begin with a dot are ignored by readers of the directory. In a container each run may have the same
     // number of a process.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -409,15 +414,30 @@ mod tests {
     }
 
     #[test]
-    fn the_other_form_of_our_file_is_no_other_programs() {
+    fn the_other_form_of_our_file_is_a_problem_only_where_it_stays() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
-        let older = r#"{"name":"mynet","type":"bridge","bridge":"kube-bridge","ipam":{"type":"host-local"}}"#;
-        fs::write(path("10-kuberouter.conf"), older).expect("writable");
-        assert_eq!(preferred(&path("10-kuberouter.conflist")), None);
-        assert_eq!(preferred(&path("20-mine.conflist")), Some(path("10-kuberouter.conf")), "of another name");
-        fs::write(path("10-kuberouter.conf"), older.replace("kube-bridge", "cni0")).expect("writable");
-        assert_eq!(preferred(&path("10-kuberouter.conflist")), Some(path("10-kuberouter.conf")));
+        let (older, list) = (path("10-kuberouter.conf"), path("10-kuberouter.conflist"));
+        let text = r#"{"name":"mynet","type":"bridge","bridge":"kube-bridge","ipam":{"type":"host-local"}}"#;
+        fs::write(&older, text).expect("writable");
+        assert_eq!(preferred(&list), Some(older.clone()));
+        assert!(is_older_form(&older, &list));
+        let mut files = files(&list);
+        let mut look = |conf: &Conf| {
+            files.mark(true);
+            files.write(Some(conf), Authority::Complete, Instant::now());
+            files.problem().map(|problem| problem.text)
+        };
+        let without_ranges = Conf { ranges: Vec::new(), ..conf() };
+        assert!(look(&without_ranges).is_some_and(|text| text.contains("10-kuberouter.conf sorts before it")));
+        fs::write(&list, "no JSON").expect("writable");
+        assert!(look(&conf()).is_some_and(|text| text.contains("10-kuberouter.conf sorts before it")));
+        fs::remove_file(&list).expect("it is there");
+        assert_eq!(look(&conf()), None);
+        assert!(list.exists() && !older.exists());
+        fs::write(&older, text.replace("kube-bridge", "cni0")).expect("writable");
+        assert!(!is_older_form(&older, &list));
+        assert!(look(&conf()).is_some(), "it is another program's");
     }
 
     #[test]
@@ -432,7 +452,11 @@ mod tests {
         fs::remove_file(&list).expect("it is there");
         assert_eq!(written.write(Some(&conf()), Authority::Complete, Instant::now()), None);
         assert_eq!(list_in_place_of(&single), Some(list.clone()));
-        fs::write(&single, "{}").expect("writable");
+        for broken in ["", "{}"] {
+            fs::write(&single, broken).expect("writable");
+            assert_eq!(list_in_place_of(&single), Some(list.clone()), "runtimes use the list");
+        }
+        fs::write(&single, r#"{"name":"mynet","type":"bridge","bridge":"kube-bridge"}"#).expect("writable");
         assert_eq!(list_in_place_of(&single), None, "the one that it writes by default is there");
     }
 
@@ -448,13 +472,21 @@ mod tests {
             let entries = fs::read_dir(directory.path()).expect("readable").flatten();
             entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<BTreeSet<_>>()
         };
-        let foreign = [".10-kuberouter.conflist.new", ".10-kuberouter.conflist.12.x.new", ".10-other.conflist.1.2.new"];
+        let foreign =
+            [".10-kuberouter.conflist.new", ".10-kuberouter.conflist.12.x.new", ".notes.txt.1.2.new", ".1.2.new"];
         for name in foreign {
             make(name, WRITING * 2);
         }
-        make(".10-kuberouter.conflist.31.1764493200123456789.new", WRITING * 2);
+        make(".10-kuberouter.conflist.31.1764493200123456789.new", Duration::ZERO);
         make(".10-kuberouter.conflist.32.1764493200123456790.new", Duration::ZERO);
         let mut written = files(&path);
+        assert_eq!(written.write(Some(&conf()), Authority::Complete, Instant::now()), None);
+        assert_eq!(names().len(), foreign.len() + 3, "another agent may write them still");
+        // They are there for long, and the file is as it should be.
+        make(".10-kuberouter.conflist.31.1764493200123456789.new", WRITING * 2);
+        make(".10-kuberouter.conf.1.1764493200123456789.new", WRITING * 2);
+        make(".10-flannel.conflist.1.1764493200123456789.new", WRITING * 2);
+        written.mark(true);
         assert_eq!(written.write(Some(&conf()), Authority::Complete, Instant::now()), None);
         let young = ".10-kuberouter.conflist.32.1764493200123456790.new";
         let expected = [&foreign[..], &["10-kuberouter.conflist", young]].concat();

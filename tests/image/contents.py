@@ -191,6 +191,9 @@ def what_a_runtime_is_told_starts_the_agent(of):
         that(root.config["architecture"] == "amd64" and root.config["os"] == "linux", root.config)
         labels = config["Labels"]
         that(labels["org.opencontainers.image.version"] == of.version and labels["org.opencontainers.image.licenses"] == "Apache-2.0", labels)
+        that("org.opencontainers.image.revision" not in labels, "nobody knows of which commit a program is that was handed over:", labels)
+        built = image.Recipe("amd64", "minimal", of.binary, 0, is_built=True).config()["Labels"]
+        that(built.get("org.opencontainers.image.revision", "") == image.revision(), built)
         name = root.index["manifests"][0]["annotations"]["io.containerd.image.name"]
         that(name.startswith(f"docker.io/library/sluice:{of.version}"), name)
 

@@ -372,8 +372,8 @@ class Move:
         bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
         for i in self.nodes(bed):
             bed.on(i, f"{page.removal(bed.ctr())} && {{ {self.behind_removal(bed, i)}; }}")
-            left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
-                             f"ls /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
+            left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls -A /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
+                             f"ls -A /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
             that(not any(left), f"left on node {i}:", left)
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)

@@ -14,7 +14,6 @@ import bed as beds
 import page
 
 AGENTS = ("-n", "kube-system", "-l", "k8s-app=kube-router")
-# For a removal, as the guide has it.
 
 
 def that(true, *words):
@@ -51,11 +50,13 @@ def a_host_is_asked_before_an_agent_starts(bed):
     admin = kubeconfig(f"https://{net.CONTROL[0]}:6443", bed.cluster["token"], bed.cluster["authority"])
     for i in range(1, bed.nodes + 1):
         bed.put(i, "/etc/kubernetes/admin.conf", admin)
-        mounts = (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"), ("/etc/kubernetes", "ro"))
+        folders = ("/etc/cni/net.d", "/var/lib/sluice", "/run/sluice")
+        mounts = (("/lib/modules", "ro"), *((folder, "rw") for folder in folders), ("/etc/kubernetes", "ro"))
+        conf = "/etc/cni/net.d/10-kuberouter.conflist"
         words = ("preflight", "-o", "json", "--kubeconfig=/etc/kubernetes/admin.conf", f"--hostname-override=node{i}")
         # Exit status 1 where something is worth knowing, 2 where an agent would not work.
-        said = bed.on(i, f"mkdir -p /etc/cni/net.d; {bed.once(*words, mounts=mounts, pids=True)}; status=$?; rm -r /etc/kubernetes; test $status -le 1")
-        that(not bed.on(i, "ls -A /etc/cni/net.d").split(), "preflight wrote to the folder of CNI files")
+        said = bed.on(i, f"mkdir -p {' '.join(folders)}; {bed.once(*words, mounts=mounts, conf=conf, pids=True)}; status=$?; rm -r /etc/kubernetes; test $status -le 1")
+        that(not bed.on(i, f"find {' '.join(folders)} -type f").split(), "preflight wrote files")
         found = json.loads(said)
         that(found["node"] == f"node{i}" and len(found["findings"]) > 10, said)
         worse = [one for one in found["findings"] if one["level"] != "ok"]
@@ -415,6 +416,6 @@ def the_removal_leaves_nothing(bed, with_tunnels=False, without_agents=lambda: N
         rest = "; ".join(f"ip route show root {one}" for one in net.POD_RANGES)
         left = bed.on(i, f"nft list tables; {rules}; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|SCTP|FWM)'; "
                          "ip -br link | grep -E '^(kube-|tun-|sluice)'; for f in 4 6; do ip -$f rule | grep -vE 'lookup (local|main|default)'; done; "
-                         f"{rest}; ls /etc/cni/net.d; ls -A /var/lib/sluice /run/sluice | grep -v :$; ls /opt/cni/bin | grep sluice; true")
+                         f"{rest}; ls -A /etc/cni/net.d; ls -A /var/lib/sluice /run/sluice | grep -v :$; ls -A /opt/cni/bin | grep sluice; true")
         left = [line for line in left.splitlines() if line and not re.search(rf"table ip6? (filter|nat|mangle|raw)$|{stays}", line)]
         that(not left, f"left on node {i}:", left)

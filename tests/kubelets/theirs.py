@@ -234,7 +234,7 @@ class Theirs:
             # As the pages have it; the folders of a host that has none of ours are not there.
             bed.on(i, f"rm -rf /var/lib/sluice /run/sluice; mkdir -p {folders}; touch {lock}; {once}")
             left = bed.on(i, "nft list tables; iptables-nft-save; ip6tables-nft-save; iptables-legacy-save 2>/dev/null; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
-                             "ip -br link | grep -E 'kube-(bridge|dummy)'; ip rule | grep -E 'lookup (7[0-9]|kube)'; ls /etc/cni/net.d; ls /opt/cni/bin | grep sluice; true")
+                             "ip -br link | grep -E 'kube-(bridge|dummy)'; ip rule | grep -E 'lookup (7[0-9]|kube)'; ls -A /etc/cni/net.d; ls -A /opt/cni/bin | grep sluice; true")
             foreign = r"table ip6? (filter|nat|mangle|raw)$|^#|^\*|^COMMIT|^:|10-flannel.conflist$"
             left = [line for line in left.splitlines() if line and (not re.search(foreign, line) or "KUBE-ROUTER" in line or "KUBE-POD-FW" in line or "KUBE-NWPLCY" in line)]
             left = [line for line in left if not re.match(r"-A (KUBE-FIREWALL|OUTPUT -j KUBE-FIREWALL|INPUT -j KUBE-FIREWALL)", line)]  # the kubelet's

@@ -19,12 +19,20 @@ fn pods_are_held_back_where_the_firewall_runs_and_by_a_list_of_plugins() {
     assert_eq!(without_firewall.notices, ["--netpol-cni has no effect: the firewall does not run."]);
     let with_file = |file: Option<&str>| {
         let cni_file = file.map(Into::into);
-        let environment =
-            Environment { node_name: None, host_name: "node-1".to_owned(), cni_file, ..Environment::default() };
+        let cni_list = Some("/etc/cni/net.d/10-kuberouter.conflist".into());
+        let host_name = "node-1".to_owned();
+        let environment = Environment { host_name, cni_file, cni_list, ..Environment::default() };
         Config::from_flags(&flags(&["--netpol-cni"]), 0, &environment)
     };
     let router = with_file(Some("/etc/cni/net.d/10-x.conflist")).expect("a list").router.expect("it runs");
     assert_eq!(router.cni_plugin, Some("/run/sluice/cni.sock".into()));
+    let found = |words: &[&str]| {
+        let cni_list = Some("/etc/cni/net.d/10-kuberouter.conflist".into());
+        let environment = Environment { host_name: "node-1".to_owned(), cni_list, ..Environment::default() };
+        Config::from_flags(&flags(words), 0, &environment).expect("sound flags").router.expect("it runs").cni_file
+    };
+    assert_eq!(found(&[]), Some("/etc/cni/net.d/10-kuberouter.conflist".into()), "an earlier run has left it");
+    assert_eq!(found(&["--enable-cni=false"]), None);
     let refused = with_file(None).expect_err("one plugin has nobody behind it").to_string();
     assert!(
         refused.starts_with("--netpol-cni needs a CNI file that is a list of plugins: set the variable"),

@@ -45,9 +45,9 @@ fn asn(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Optio
 fn reflection(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Reflection {
     let mut cluster = |key: &'static str| {
         let text = annotations.get(key)?;
-        // `42` is the cluster `0.0.0.42`.
+        // `42` is the cluster `0.0.0.42`; of `0` each reflector has its router identifier as cluster ID (RFC 4456 8).
         let number = || go::number(text.trim()).and_then(|number| u32::try_from(number).ok()).map(Ipv4Addr::from_bits);
-        let id = text.trim().parse::<Ipv4Addr>().ok().or_else(number).filter(|id| !id.is_unspecified());
+        let id = text.trim().parse::<Ipv4Addr>().ok().or_else(number);
         if id.is_none() {
             warnings.odd(key, format_args!("{text:?} is neither a number nor an IPv4 address; it is ignored"));
         }
@@ -175,6 +175,7 @@ mod tests {
         let of = |annotations: &[(&str, &str)]| parsed(annotations).0.reflection;
         assert_eq!(of(&[(NODE_REFLECTOR_SERVER, "42")]), Reflection::Server(Ipv4Addr::new(0, 0, 0, 42)));
         assert_eq!(of(&[(NODE_REFLECTOR_CLIENT, "10.0.0.1")]), Reflection::Client(Ipv4Addr::new(10, 0, 0, 1)));
+        assert_eq!(of(&[(NODE_REFLECTOR_SERVER, "0")]), Reflection::Server(Ipv4Addr::UNSPECIFIED));
         let both = [(NODE_REFLECTOR_SERVER, "1"), (NODE_REFLECTOR_CLIENT, "1")];
         assert_eq!(of(&both), Reflection::Server(Ipv4Addr::new(0, 0, 0, 1)));
     }

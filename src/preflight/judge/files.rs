@@ -31,7 +31,11 @@ pub fn process(facts: &Facts) -> Vec<Finding> {
 pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let mut findings: Vec<Finding> = facts.files.directories.iter().map(|one| directory(one, config)).collect();
     findings.extend(cni_file(facts, config));
-    if let Some(path) = &facts.files.preferred_cni_file {
+    if let (Some(path), true) = (&facts.files.preferred_cni_file, facts.files.is_older_form) {
+        let subject = format!("CNI file {}", path.display());
+        findings
+            .push(Finding::ok(subject, "it is the agent's, in its other form, and goes when the agent writes its own"));
+    } else if let Some(path) = &facts.files.preferred_cni_file {
         let what = format!("{} sorts before the agent's, so that container runtimes use that one", path.display());
         let why = "new pods get their network from another program".to_owned();
         findings.push(Finding::bad(Level::Degraded, "CNI file", [what, why, "remove it, or rename it".to_owned()]));

@@ -1,5 +1,6 @@
 //! Tunnels and devices of `vxlan` and `wireguard`, with what they know of other nodes.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{HasKeys, HasSessions, Kernel, Leave, Mirrors};
 use crate::kernel::link::LinkName;
-use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
+use crate::kernel::route::{NextHop, Route, RouteKey, TABLE_MAIN};
 use crate::kernel::sysctl;
 use crate::kernel::tunnel::ReceivePort;
 use crate::kernel::vxlan::gateway;
@@ -137,7 +138,8 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// Returns which peers in the kernel have ranges of those that may be wanted differently: the kernel takes a range from the peer that had it.
+    /// Returns which peers in the kernel have ranges of those that may be wanted differently: the kernel takes a range from the peer that had it. No two are wanted with
+    /// one range, so who loses one may be wanted differently, too: the work is that of the change.
     fn losing(&self, wanted: &BTreeMap<PeerKey, Peer>) -> BTreeMap<PeerKey, BTreeSet<PeerKey>> {
         let of_all = || wanted.iter().collect::<Vec<_>>();
         let may_differ = self
@@ -149,7 +151,12 @@ impl<K: Kernel> Mirrors<K> {
             peer.allowed.iter().for_each(|range| wanted_by.entry((&key.link, *range)).or_default().push(key));
         }
         let mut losing: BTreeMap<PeerKey, BTreeSet<PeerKey>> = BTreeMap::new();
-        for (owner, peer) in self.wireguard_peers.seen().into_iter().flatten() {
+        let seen = self.wireguard_peers.seen().into_iter();
+        let owners: Vec<(&PeerKey, &Peer)> = match self.wireguard_peers.unsettled() {
+            Some(keys) => seen.flat_map(|seen| keys.iter().filter_map(|key| seen.get_key_value(key))).collect(),
+            None => seen.flatten().collect(),
+        };
+        for (owner, peer) in owners {
             let takers = peer.allowed.iter().filter_map(|range| wanted_by.get(&(&owner.link, *range))).flatten();
             for taker in takers.filter(|taker| **taker != owner) {
                 losing.entry((*taker).clone()).or_default().insert(owner.clone());
@@ -175,22 +182,27 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Returns the plain routes in the kernel where walls are wanted. A run with other flags has left them, and they are in front of the walls: packets
-    /// would leave by them unencrypted.
+    /// would leave by them unencrypted. None of them is wanted, so what differs from what is wanted is looked at alone, where that is known.
     pub(super) fn past_walls(&mut self, learned: &Routes, at: Moment) -> BTreeSet<RouteKey> {
         if learned.walled().next().is_none() || self.routes.is_settled() || !self.routes.learn(at) {
             return BTreeSet::new();
         }
         let Some(seen) = self.routes.seen() else { return BTreeSet::new() };
+        let is_plain = |route: &Route| route.next_hops.iter().any(|hop| !is_wireguard(&hop.link.0));
+        let is_past = |key: &RouteKey, route: &Route| {
+            key.table == TABLE_MAIN && is_plain(route) && learned.is_walled(key.destination)
+        };
+        if let Some(keys) = self.routes.unsettled() {
+            let is_there = |key: &&RouteKey| seen.get(key).is_some_and(|route| is_past(key, route));
+            return keys.iter().filter(is_there).cloned().collect();
+        }
         let inside = |range: IpNet| {
             let last = RouteKey::new(TABLE_MAIN, Family::host_prefix(range.broadcast()));
             let first = RouteKey { metric: 0, ..RouteKey::new(TABLE_MAIN, range) };
             seen.range(first..=RouteKey { metric: u32::MAX, ..last })
         };
-        let is_plain = |route: &Route| route.next_hops.iter().any(|hop| !is_wireguard(&hop.link.0));
         let past = learned.walled().flat_map(inside);
-        past.filter(|(key, route)| is_plain(route) && learned.is_walled(key.destination))
-            .map(|(key, _)| key.clone())
-            .collect()
+        past.filter(|(key, route)| is_past(key, route)).map(|(key, _)| key.clone()).collect()
     }
 
     /// Returns those of these routes that go at once. A route through a device of ours by which packets are received still (`--overlay-encap-receive`) is the way
@@ -352,13 +364,16 @@ impl<K: Kernel> Mirrors<K> {
         }
         // A route that could not be changed or deleted may still use the tunnel that it is to leave, and one that could not be made may be there.
         let hops = || self.routes.possible().map(|routes| routes.flat_map(|route| &*route.next_hops));
-        let used: Option<BTreeSet<&LinkName>> = hops().map(|hops| hops.map(|hop| &hop.link).collect());
+        // Nothing is looked through where nothing is to go.
+        let used = LazyCell::new(|| hops().map(|hops| hops.map(|hop| &hop.link).collect::<BTreeSet<&LinkName>>()));
         let is_unused = |name: &LinkName| used.as_ref().is_some_and(|used| !used.contains(name));
         self.tunnels.shrink_where(learned.tunnels(), at, |name, _| is_unused(name));
-        let gateways: Option<BTreeSet<(&LinkName, IpAddr)>> =
-            hops().map(|hops| hops.filter_map(|hop| Some((&hop.link, hop.gateway?))).collect());
+        let gateways = LazyCell::new(|| {
+            let gateways = |hop: &'_ NextHop| Some((hop.link.clone(), hop.gateway?));
+            hops().map(|hops| hops.filter_map(gateways).collect::<BTreeSet<(LinkName, IpAddr)>>())
+        });
         self.overlay_entries.shrink_where(learned.entries(), at, |key, _| {
-            gateways.as_ref().is_some_and(|used| !used.contains(&(&key.link, gateway(key.remote))))
+            gateways.as_ref().is_some_and(|used| !used.contains(&(key.link.clone(), gateway(key.remote))))
         });
         self.overlay_devices.shrink_where(&desired.overlay_devices, at, |name, _| is_unused(name));
         self.wireguard_devices.shrink_where(&desired.wireguard_devices, at, |name, _| is_unused(name));

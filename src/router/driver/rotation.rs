@@ -10,8 +10,10 @@ use crate::net::PublicKey;
 use crate::reconcile::Moment;
 use crate::router::rotation::{Rotation, Standing, Step, is_due};
 
-/// Interval of looking at sessions while there is a second device.
+/// Interval of looking at sessions while there is a second device, at least.
 const LOOK: Duration = Duration::from_secs(1);
+/// A look lists all peers. It takes a fiftieth of the time at most, however many they are and whatever other Nodes say of their keys for however long.
+const SHARE: u32 = 50;
 
 /// State of the change between two turns.
 #[derive(Default, Debug)]
@@ -22,6 +24,8 @@ pub(super) struct KeyChange {
     pub told_next: Option<PublicKey>,
     /// When sessions were looked at last; `None` before the first World.
     looked_at: Option<Instant>,
+    /// How long that took.
+    look_took: Duration,
     /// The kernel has told them then.
     sees_sessions: bool,
     /// All nodes are known.
@@ -51,7 +55,7 @@ impl<K: Kernel> Driver<K> {
     /// Returns when sessions are looked at next.
     pub(super) fn next_session_look(&self) -> Option<Instant> {
         let last = self.key_change.looked_at?;
-        self.has_second().then(|| last + LOOK)
+        self.has_second().then(|| last + LOOK.max(self.key_change.look_took * SHARE))
     }
 
     fn has_second(&self) -> bool {
@@ -80,6 +84,7 @@ impl<K: Kernel> Driver<K> {
         if !self.has_second() {
             return;
         }
+        let began = Instant::now();
         let contacts = self.mirrors.contacts();
         let sessions =
             contacts.map(|contacts| contacts.into_iter().map(|(key, contact)| (key, contact.session)).collect());
@@ -90,6 +95,7 @@ impl<K: Kernel> Driver<K> {
             let changed = self.plan.set_sessions(sessions);
             self.mirrors.mark(&changed);
         }
+        self.key_change.look_took = began.elapsed();
     }
 
     pub(super) fn follow_keys(&mut self) {

@@ -23,8 +23,8 @@ impl Plan {
     fn speaker(&self, local: Local) -> Speaker {
         let own = &self.own;
         let cluster = match own.routing.reflection {
-            Reflection::Server(cluster) => cluster,
-            Reflection::None | Reflection::Client(_) => local.identifier,
+            Reflection::Server(cluster) if !cluster.is_unspecified() => cluster,
+            Reflection::Server(_) | Reflection::None | Reflection::Client(_) => local.identifier,
         };
         let enabled = |address: &&IpAddr| *own.families.of(Family::from(**address));
         let named: Vec<IpAddr> = own.routing.local_addresses.iter().filter(enabled).copied().collect();

@@ -65,6 +65,18 @@ fn annotations_are_taken_live() {
     assert!(changed.speaker, "a reflector is another speaker, because its cluster is");
     assert!(plan.desired().peers.get(&address("192.0.2.2")).is_some_and(|wanted| wanted.client));
     assert_eq!(plan.desired().speaker.as_ref().map(|it| it.own.cluster.to_string()).as_deref(), Some("0.0.0.1"));
+    for name in ["node-1", "node-2"] {
+        change_node(&mut world, name, |routing| {
+            routing.reflection = match name {
+                "node-1" => Reflection::Server([0, 0, 0, 0].into()),
+                _ => Reflection::Client([0, 0, 0, 0].into()),
+            };
+        });
+    }
+    assert!(plan.update(&world).speaker);
+    assert!(plan.desired().peers.get(&address("192.0.2.2")).is_some_and(|wanted| wanted.client));
+    let own = plan.desired().speaker.as_ref().map(|it| it.own).expect("a speaker");
+    assert_eq!(own.cluster, own.identifier, "a cluster of 0 is that of the router");
     change_node(&mut world, "node-1", |routing| routing.local_addresses = vec![address("192.0.2.1")]);
     let changed = plan.update(&world);
     assert!(changed.listen && !changed.speaker, "where it listens can change while sessions stand");
