@@ -203,7 +203,7 @@ class FromCalico(Move):
             self.ask_for_ever(bed, i)
         self.each_node(bed, commands, "kube-bridge", self.network)
 
-    def behind_removal(self, bed, i):
+    def before_removal(self, bed, i):
         """Calico's routes were there all the while."""
         return "true"
 

@@ -363,15 +363,16 @@ class Move:
             bed.shell(page.making_anew_with_an_old_server(f"node{i}"))
         self.each_node(bed, commands, "kube-bridge", "cni0")
 
-    def behind_removal(self, bed, i):
-        """A script with what flannel's daemon does when its pod is made anew: the routes that the agents' took the place of."""
-        return self.routes(bed, i)
+    def before_removal(self, bed, i):
+        """A script with what flannel's daemon does when its pod is made anew, where it puts routes in the place of the agents'; where it does not, the administrator does."""
+        return self.routes(bed, i) if self.kind == "flannel-vxlan" else page.handing_routes(net.POD_RANGES[0])
 
     def agents_go_and_leave_nothing(self, bed):
         bed.kubectl("delete", "-f", bed.manifest())
         bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
         for i in self.nodes(bed):
-            bed.on(i, f"{page.removal(bed.ctr())} && {{ {self.behind_removal(bed, i)}; }}")
+            bed.on(i, self.before_removal(bed, i))
+            bed.on(i, page.removal(bed.ctr()))
             left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls -A /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
                              f"ls -A /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
             that(not any(left), f"left on node {i}:", left)

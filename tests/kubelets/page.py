@@ -72,6 +72,12 @@ def removal(ctr, with_tunnels=False):
     return f"{making}\n{ctr} {running} < /dev/null"
 
 
+def handing_routes(cidr):
+    """Puts routes of nobody's in the place of the agents' to this range (`HANDED`)."""
+    command = found(r"^    (ip route show root RANGE proto 17 .*)$")
+    return command.replace("RANGE", cidr)
+
+
 def mounts_of_removal():
     """The folders and files which `REMOVE` mounts: (path, "ro" or "rw") each."""
     return tuple(re.findall(r"src=([^,]+),\S*rbind:(r[ow])", removal("ctr")))
