@@ -80,6 +80,7 @@ class Recipe:
             tree.link(f"usr/local/bin/{name}", "kube-router")
         if self.variant == "full":
             tree.copy("usr/local/bin/cni-install", os.path.join(image_packages.FOLDER, "cni-install"))
+            tree.copy("root/.bashrc", os.path.join(image_packages.FOLDER, "bashrc"), 0o644)
         tree.file("usr/share/doc/sluice/copyright", image_licences.of_crates(self.arch))
         tree.file("usr/share/sluice/sbom.spdx.json", self.bill())
         return tree

@@ -5,7 +5,7 @@ import re
 import stat
 import subprocess
 
-from labkit import image_packages, image_sbom, own
+from labkit import image, image_packages, image_sbom, own
 from root import CHROOT, said, that
 
 # The path, arguments with which it says what it is, and what it must say. The paths are those that users of kube-router's image name.
@@ -40,6 +40,14 @@ def every_program_that_users_name_is_there_and_starts(of):
     for name in COREUTILS:
         done = of.root.sh(f"command -v {name}")
         that(done.stdout.startswith(("/", name)), name, "is not there:", said(done))
+
+
+def a_shell_beside_the_agent_says_what_can_be_asked(of):
+    done = of.root.run("/bin/bash", "-i", "-c", "complete -p sluice", environment={"HOME": "/root"})
+    for words in ("sluice bgp peers", "ipvsadm -Ln", "gobgp neighbor", "complete ", "nobody answers on"):  # of `sluice status`, where no agent runs
+        that(words in said(done), f"{words!r} is not in:", said(done))
+    quiet = of.root.run("/bin/bash", "-c", "echo done", environment={"HOME": "/root"})
+    that(said(quiet).strip() == "done", "a script is told, too:", said(quiet))
 
 
 def iptables_is_there_in_both_flavours_under_all_names_and_not_older_than_a_host_may_have(of):
@@ -198,7 +206,7 @@ def what_a_runtime_is_told_starts_the_agent(of):
         that(name.startswith(f"docker.io/library/sluice:{of.version}"), name)
 
 
-ALL = [every_program_that_users_name_is_there_and_starts, iptables_is_there_in_both_flavours_under_all_names_and_not_older_than_a_host_may_have,
+ALL = [every_program_that_users_name_is_there_and_starts, a_shell_beside_the_agent_says_what_can_be_asked, iptables_is_there_in_both_flavours_under_all_names_and_not_older_than_a_host_may_have,
        cni_plugins_run_on_hosts_with_any_c_library, the_agents_own_plugin_answers_under_its_name,
        the_agents_own_plugin_needs_no_newer_c_library_than_is_written_down,
        every_library_that_a_program_wants_is_there, nothing_of_the_machine_that_made_it_is_in_it, licences_of_all_packages_are_in_it,
