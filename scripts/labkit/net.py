@@ -219,15 +219,16 @@ def routes_of(plan, i):
 
 
 def keep_namespaces(i):
-    """The node's own /sys, lock of iptables, CNI folders and host name, in namespaces that a bound file keeps."""
+    """The node's own /sys, lock of iptables, CNI folders, folder of the agent's sockets and host name, in namespaces that a bound file keeps."""
     folder = f"{RUN}/n{i}"
-    for kept in ("cni", "networks"):
+    for kept in ("cni", "networks", "sockets"):
         os.makedirs(f"{folder}/{kept}", exist_ok=True)
     for path in (f"{folder}/mnt", f"{folder}/uts", f"{folder}/xtables.lock", "/run/xtables.lock"):
         with open(path, "a"):
             pass
     os.makedirs("/etc/cni/net.d", exist_ok=True)
     os.makedirs("/var/lib/cni", exist_ok=True)
+    os.makedirs("/run/sluice", exist_ok=True)
     processors = sorted(os.sched_getaffinity(0))
     for patience in reversed(range(40)):
         try:
@@ -236,7 +237,7 @@ def keep_namespaces(i):
                     "unshare", f"--mount={folder}/mnt", f"--uts={folder}/uts", "--propagation", "slave", "sh", "-ec",
                     f"hostname node{i}; mount -t sysfs sysfs /sys; mount -t cgroup2 cgroup2 /sys/fs/cgroup; "
                     f"mount --bind {folder}/xtables.lock /run/xtables.lock; mount --bind {folder}/cni /etc/cni/net.d; "
-                    f"mount --bind {folder}/networks /var/lib/cni")
+                    f"mount --bind {folder}/networks /var/lib/cni; mount --bind {folder}/sockets /run/sluice")
             return
         except own.LabError as error:
             if "Invalid argument" not in str(error) or not patience:

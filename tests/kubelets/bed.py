@@ -16,6 +16,7 @@ import groups
 NODES = os.path.join(os.path.dirname(os.path.realpath(__file__)), "nodes.py")
 NAME = f"kubelets-{os.getpid()}"
 APPLETS = ("sh", "httpd", "sleep", "cat", "grep", "ip", "nc", "ping")
+RELEASE = "kube-router"  # of the chart, where Helm installs it: its objects have the names that the files give them
 NEXT = "-next"  # of the tag of the image that an update brings
 MANIFEST = "kubeadm-kuberouter-all-features"
 DNS_ADDRESS = "10.96.0.10"  # of the Service that pods ask for names, where one is made
@@ -28,7 +29,7 @@ class Bed:
     """`name`: the file of `daemonset/` that is applied; with `values` of the chart it is rendered anew. `nodes`: how many there are now; `joining`: how many
     more may join later. `kind`: the place of the nodes (`PLACES`). `proxy_mode`: of kube-proxy, where it is not the place's.
     `is_updated`: nodes have the image of an update (`NEXT`), too. `seconds`: after which cluster and guest end by themselves.
-    `archives`: the paths of more images that nodes have. `boots`: how often nodes have booted again, by their names."""
+    `by_helm`: the chart is installed by Helm in place of a file. `archives`: the paths of more images that nodes have. `boots`: how often nodes have booted again, by their names."""
 
     def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0, kind="guest", proxy_mode=None, is_updated=False, seconds=cluster.SECONDS):
         self.binary, self.nodes, self.joining = binary, nodes, joining
@@ -39,7 +40,7 @@ class Bed:
         self.folder = own.fresh(f"{own.cache()}/{NAME}")
         os.symlink(cluster.INSTALLED, f"{self.folder}/daemonset")
         self.is_updated, self.seconds = is_updated, seconds
-        self.archives, self.groups, self.boots = [], [], {}
+        self.by_helm, self.archives, self.groups, self.boots = False, [], [], {}
 
     def up(self):
         packages.install({**packages.TOOLS, **packages.GUEST, **packages.RUNTIME})
@@ -112,6 +113,22 @@ class Bed:
         path = f"{self.folder}/manifest.yaml"
         own.write(path, charts.rendered("-f", charts.values(self.name), *[word for value in self.values for word in ("--set", value)]))
         return path
+
+    def install(self):
+        """What a newcomer does: applies the file, or installs the chart with the same values."""
+        if self.by_helm:
+            charts.helm("install", RELEASE, charts.CHART, *self.helm_words(), "-f", charts.values(self.name), *[word for value in self.values for word in ("--set", value)])
+        else:
+            self.kubectl("apply", "--validate=strict", "-f", self.manifest())
+
+    def uninstall(self):
+        if self.by_helm:
+            charts.helm("uninstall", RELEASE, *self.helm_words())
+        else:
+            self.kubectl("delete", "-f", self.manifest())
+
+    def helm_words(self):
+        return ["--namespace", charts.NAMESPACE, "--kubeconfig", self.cluster["kubeconfig"]]
 
     def images(self, programs):
         image_packages.settle(self.folder, ["amd64"])

@@ -82,7 +82,7 @@ def the_manifest_makes_the_nodes_ready(bed):
     """Where it has no service proxy, kube-proxy serves Services: agents reach the API server by one."""
     put_what_kubeadm_leaves(bed)
     bed.kube_proxy(not bed.serves_services())
-    bed.kubectl("apply", "--validate=strict", "-f", bed.manifest())
+    bed.install()
     bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
     bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
     for i in range(1, bed.nodes + 1):
@@ -404,7 +404,7 @@ def the_removal_leaves_nothing(bed, with_tunnels=False, without_agents=lambda: N
     bed.kubectl("delete", "pod", "client", "--wait=false")
     bed.kubectl("delete", "deployment", "web")
     bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
-    bed.kubectl("delete", "-f", bed.manifest())
+    bed.uninstall()
     bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
     without_agents()
     bed.kube_proxy(False)

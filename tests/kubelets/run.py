@@ -68,6 +68,7 @@ def main():
     parser.add_argument("--joining", type=int, default=0, help="how many nodes more join later")
     parser.add_argument("--manifest", action="append", help=f"of daemonset/, or some of: {', '.join([*GROUPS, *integrators.RENDERINGS])}")
     parser.add_argument("--set", action="append", default=[], dest="values", help=f"a value of the chart: netfilter=iptables, ipv6=true, firewall.holdPods=true; {tunnels.VALUE} with --short")
+    parser.add_argument("--helm", action="store_true", help="the chart is installed by Helm, with the values of that file, in its place")
     parser.add_argument("--without", action="append", default=[], help="a test that is left out, by a part of its name")
     parser.add_argument("--short", action="store_true", help="of a newcomer's way what one node shows within minutes")
     parser.add_argument("--move", choices=(*moves.KINDS, KUBE_ROUTER, calico.NAME))
@@ -84,6 +85,8 @@ def main():
     names = [name for one in known.manifest or [MANIFEST] for name in GROUPS.get(one, [one])]
     if known.short and (known.move or known.joining or known.nodes > 1 or any(name in integrators.RENDERINGS for name in names)):
         parser.error("--short is a newcomer's way on one node")
+    if known.helm and not known.short:
+        parser.error("--helm is a newcomer's way on one node: --short")
     if known.move == calico.NAME:
         bed, tests = Bed(known.binary, max(2, known.nodes), calico.MANIFEST, [*calico.VALUES, *known.values]), calico.FromCalico().tests()
     elif known.move:
@@ -100,6 +103,7 @@ def main():
         raise own.LabError("one file of daemonset/ at a time")
     tests = [(name, test) for name, test in tests if not any(part in name for part in known.without)]
     passed, failed = 0, 0
+    bed.by_helm = known.helm
     try:
         began = time.monotonic()
         bed.up()
