@@ -75,8 +75,7 @@ impl HostFiles {
                 Some(format!("{}: {error}", path.display()))
             }
         };
-        let is_written = self.trouble.is_none() && !wanted.ranges.is_empty();
-        self.preferred = preferred(path).filter(|other| !(is_written && is_older_form(other, path)));
+        self.preferred = preferred(path);
         path.parent().into_iter().for_each(remove_unfinished);
         self.trouble.clone()
     }
