@@ -98,7 +98,8 @@ impl Exports {
             return Some(Withheld::Source);
         }
         let behind = member.behind.as_ref()?;
-        let is_held = *self.held.of(Family::from(prefix));
+        // Our own routes wait for nothing but the neighbour.
+        let is_held = *self.held.of(Family::from(prefix)) && !shown.source.is_local();
         behind.owes(prefix, &self.ahead).then_some(if is_held { Withheld::Restarting } else { Withheld::Behind })
     }
 }

@@ -195,6 +195,20 @@ fn a_route_too_long_for_a_message_and_one_that_is_still_to_come_are_named() {
 }
 
 #[test]
+fn our_own_route_waits_for_the_neighbour_and_not_for_our_restart() {
+    let mut held =
+        Bench::with(Bounds { room: 1, portion: 1, ..Bounds::default() }, 1, PerFamily { v4: true, v6: false });
+    let deaf = held.join_deaf(12, Kind::External);
+    for prefix in prefixes(3) {
+        held.rib.originate(PeerId::LOCAL, prefix, route(&[], 1));
+        held.flush();
+    }
+    assert_eq!(withheld(&mut held, "10.0.2.0/24", deaf), Some(Withheld::Behind));
+    held.listen(deaf);
+    assert_eq!(withheld(&mut held, "10.0.2.0/24", deaf), None);
+}
+
+#[test]
 fn announced_routes_are_counted_as_they_were_sent() {
     let mut bench = Bench::new();
     let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
