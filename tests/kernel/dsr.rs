@@ -241,20 +241,23 @@ impl Scene {
             Some(place) => inside(place, connect),
             None => connect(),
         }
+        .inspect_err(|error| println!("no connection to {to}: {error}"))
         .ok()?;
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             for server in &self.servers {
-                let Ok((mut accepted, client)) = server.accept() else { continue };
+                let Some((mut accepted, client)) = accept_of(server, &stream) else { continue };
                 let here = accepted.local_addr().expect("it is connected").ip();
                 accepted.write_all(b"hello").expect("it can be sent");
                 let mut word = [0; 5];
                 stream.set_read_timeout(Some(PATIENCE)).expect("a time");
-                stream.read_exact(&mut word).ok()?;
+                let heard = stream.read_exact(&mut word);
+                heard.inspect_err(|error| println!("no answer from {to}, accepted at {here}: {error}")).ok()?;
                 return Some((client.ip(), here));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        println!("no server has accepted the connection to {to}");
         None
     }
 
@@ -266,6 +269,18 @@ impl Scene {
     fn client_address(&self) -> IpAddr {
         let (_, [_, client, ..]) = if self.family == Family::V6 { V6 } else { V4 };
         client.parse().expect("an address")
+    }
+}
+
+/// Accepts the connection of this client, whose port a tunnel leaves as it is, if the server has it. Such as were given up may be made all the
+/// same, later: taken for the next one, the first of them would have each that follows fail.
+fn accept_of(server: &TcpListener, client: &TcpStream) -> Option<(TcpStream, SocketAddr)> {
+    let port = client.local_addr().expect("it is connected").port();
+    loop {
+        let (accepted, peer) = server.accept().ok()?;
+        if peer.port() == port {
+            return Some((accepted, peer));
+        }
     }
 }
 
@@ -620,14 +635,10 @@ impl Lan {
     fn connect(&self, client: usize, service: IpAddr) -> Option<(TcpStream, TcpStream, usize)> {
         let to = SocketAddr::new(service, PORT);
         let stream = inside(self.clients.get(client)?, || TcpStream::connect_timeout(&to, PATIENCE)).ok()?;
-        let from = stream.local_addr().ok();
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             for (pod, server) in self.servers.iter().enumerate() {
-                // One that was given up may be made all the same, later.
-                if let Ok((accepted, peer)) = server.accept()
-                    && Some(peer) == from
-                {
+                if let Some((accepted, _)) = accept_of(server, &stream) {
                     accepted.set_nonblocking(false).expect("it may wait");
                     return Some((stream, accepted, pod));
                 }

@@ -37,7 +37,7 @@ fn an_answer_to_a_pod_of_the_directors_node_is_of_a_connection_that_the_node_kno
             let client = inside(&asker, connect).ok()?;
             let until = Instant::now() + PATIENCE;
             while Instant::now() < until {
-                if let Ok((accepted, _)) = node.server.accept() {
+                if let Some((accepted, _)) = accept_of(&node.server, &client) {
                     accepted.set_nonblocking(false).expect("it may wait");
                     return exchange(&mut (client, accepted, 0)).ok();
                 }

@@ -69,10 +69,10 @@ fn an_error_about_a_pods_answer_that_comes_to_the_director_reaches_the_pod() {
             let mut client = (0..10).find_map(|_| inside(&far, connect).ok()).expect("it is served");
             let until = Instant::now() + PATIENCE;
             let mut server = loop {
-                match lan.servers[0].accept() {
-                    Ok((accepted, _)) => break accepted,
-                    Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
-                    Err(error) => panic!("{family} {backend}: {error}"),
+                match accept_of(&lan.servers[0], &client) {
+                    Some((accepted, _)) => break accepted,
+                    None if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                    None => panic!("{family} {backend}: no server has accepted the connection"),
                 }
             };
             server.set_nonblocking(false).expect("it may wait");

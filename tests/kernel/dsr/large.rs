@@ -75,10 +75,10 @@ fn is_read(client: &File, node: &NodeOfPod, service: IpAddr) -> bool {
     let Some(mut stream) = (0..5).find_map(|_| inside(client, connect).ok()) else { return false };
     let until = Instant::now() + PATIENCE;
     let mut accepted = loop {
-        match node.server.accept() {
-            Ok((accepted, _)) => break accepted,
-            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
-            Err(_) => return false,
+        match accept_of(&node.server, &stream) {
+            Some((accepted, _)) => break accepted,
+            None if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
+            None => return false,
         }
     };
     accepted.set_nonblocking(false).expect("it may wait");
