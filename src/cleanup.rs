@@ -29,7 +29,7 @@ use crate::firewall;
 use crate::kernel::file_system::is_of_container;
 use crate::kernel::{Error, iptables};
 use crate::model::Authority;
-use crate::observe::local_socket::is_listened_on;
+use crate::observe::local_socket::{has_listener, remove_left_asides};
 use crate::pod_tunnels;
 use crate::proxy;
 use crate::reconcile::{Mirror, Moment, Reflection, Target};
@@ -86,9 +86,15 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let (from_pods, errors) = pod_tunnels::driver::remove_all(sockets(config.runtime_endpoint.as_ref()));
     left.extend(errors.into_iter().map(|why| format!("tunnels in pods: {why}")));
     info!(removed, from_pods, "Kernel state removed");
-    let (removed, errors) = remove_files(config);
-    info!(?removed, "Files of ours were removed");
-    left.extend(errors);
+    // Taking kernel state away takes a while, and whoever starts agents may start one meanwhile: its files would be missed.
+    match in_use("--cleanup-config", config.socket.as_deref()) {
+        Some(sentence) => left.push(format!("files: {sentence}")),
+        None => {
+            let (removed, errors) = remove_files(config);
+            info!(?removed, "Files of ours were removed");
+            left.extend(errors);
+        }
+    }
     if !left.is_empty() {
         bail!("not everything could be removed:\n{}", left.join("\n"));
     }
@@ -132,14 +138,22 @@ pub fn remove_kube_proxy(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns why what this flag removes cannot go now, as a sentence: an agent answers on its socket, or waits for pods on the one beside it.
+/// Returns why what this flag removes cannot go now, as a sentence: an agent answers on its socket, or waits for pods on the one beside it, whether or not this process has that folder mounted;
+/// or whether one does cannot be asked.
 fn in_use(flag: &str, socket: Option<&Path>) -> Option<String> {
     let sockets = socket.into_iter().flat_map(|socket| [socket.to_owned(), socket.with_file_name(CNI_SOCKET)]);
-    let answering = sockets.into_iter().find(|socket| is_listened_on(socket))?;
-    Some(format!(
-        "{flag} is for a host on which no agent runs, and one answers on {} (--socket): end that agent first.",
-        answering.display()
-    ))
+    let mut asked = sockets.map(|socket| (has_listener(&socket), socket));
+    let (outcome, socket) = asked.find(|(outcome, _)| *outcome != Ok(false))?;
+    let socket = socket.display();
+    Some(match outcome {
+        Ok(_) => format!(
+            "{flag} is for a host on which no agent runs, and one answers on {socket} (--socket): end that agent first."
+        ),
+        Err(error) => format!(
+            "{flag} is for a host on which no agent runs, and whether one answers on {socket} (--socket) cannot be asked ({error}): \
+             allow this program to connect to it, or remove it if no agent runs."
+        ),
+    })
 }
 
 /// The firewall's kinds, on a host that may have no ipset.
@@ -160,7 +174,12 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
     let is_hosts = config.cni_directory.is_dir() && !is_of_container(&config.cni_directory);
     let may_be_named = !left.is_empty() || !is_hosts;
     if !is_hosts {
-        warn!(directory = %config.cni_directory.display(), "CNI directory not found; if this host has one, mount it and run --cleanup-config again: no pod starts while a CNI file names sluice-cni");
+        let reason = if config.cni_directory.is_dir() {
+            "it is part of the root file system (overlayfs), as what is not mounted in a container is"
+        } else {
+            "it is not there"
+        };
+        warn!(directory = %config.cni_directory.display(), reason, "Whether CNI files name sluice-cni is not known, and the plugin stays; if this is a container and the host has that folder, mount it and run --cleanup-config again: no pod starts while one does");
     }
     let mut note = |path: &Path, outcome: io::Result<Vec<PathBuf>>| match outcome {
         Ok(paths) => removed.extend(paths),
@@ -177,6 +196,7 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
     if let Some(socket) = &config.socket {
         for path in [socket.clone(), socket.with_file_name(GOBGP_SOCKET), socket.with_file_name(CNI_SOCKET)] {
             note(&path, remove_socket(&path));
+            remove_left_asides(&path);
         }
         let guarded = PortsFile::beside(socket);
         let outcome = guarded.remove();
@@ -319,6 +339,8 @@ mod tests {
     use std::ffi::OsString;
     use std::os::unix::net::UnixListener;
 
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
     use super::*;
     use crate::config::{Environment, Request, request};
 
@@ -391,6 +413,37 @@ mod tests {
         assert_eq!(left, other(""), "no pod starts where nobody answers the plugin");
         assert!(!LastKnown::new(&path("state")).path().exists());
         assert_eq!(remove_files(&config), (Vec::new(), Vec::new()), "again there is nothing to do");
+    }
+
+    #[test]
+    fn what_agents_that_were_killed_have_left_goes_and_the_cni_file_also_where_the_flags_write_none() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        ["run", "net.d"].iter().for_each(|name| fs::create_dir(path(name)).expect("writable"));
+        let bridge = r#"{"plugins":[{"type":"bridge","bridge":"kube-bridge"}]}"#;
+        fs::write(path("net.d/10-kuberouter.conflist"), bridge).expect("writable");
+        for name in ["run/attachments.new", "run/guarded-ports.new"] {
+            fs::write(path(name), "[").expect("writable");
+        }
+        for name in ["run/sluice.1a2b", "run/cni.00ff", "run/gobgp.0a0a"] {
+            drop(UnixListener::bind(path(name)).expect("writable"));
+            let long_ago = Timespec { tv_sec: 1, tv_nsec: 0 };
+            let times = Timestamps { last_access: long_ago, last_modification: long_ago };
+            utimensat(CWD, path(name), &times, AtFlags::empty()).expect("it is ours");
+        }
+        let socket = format!("--socket={}", path("run/sluice.sock").display());
+        let words = ["sluice", "--state-dir=", &socket, "--enable-cni=false", "--cleanup-config"].map(OsString::from);
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let environment = Environment {
+            host_name: "node-1".to_owned(),
+            cni_file: Some(path("net.d/10-kuberouter.conflist")),
+            host_bin_path: Some(path("bin")),
+            ..Environment::default()
+        };
+        let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+        let (_, left) = remove_files(&config);
+        assert_eq!(left, Vec::<String>::new());
+        assert!(!path("run").exists() && !path("net.d/10-kuberouter.conflist").exists());
     }
 
     #[test]

@@ -1,4 +1,5 @@
 """Builds of the project for the demo and the tests: toolchains checked, one release binary, progress shown."""
+import glob
 import os
 import re
 import shutil
@@ -45,11 +46,25 @@ def compiled(words, folder, cargo="cargo", env=None):
     """Runs cargo with these words; the path of the binary, in this folder of the target."""
     began = time.monotonic()
     own.say(f"building the binary (cargo {' '.join(words)})")
+    env = env or {**os.environ}
+    # The compiler's flags name the folders of crates, which are there from here on.
+    if subprocess.run([cargo, "fetch", "--locked", "--quiet"], cwd=own.TREE, stdin=subprocess.DEVNULL, env=env).returncode:
+        raise own.LabError("cargo fetch failed; it says why above")
+    env["CARGO_ENCODED_RUSTFLAGS"] = "\x1f".join([*env.pop("RUSTFLAGS", "").split(), *without_places()])
     if subprocess.run([cargo, *words], cwd=own.TREE, stdin=subprocess.DEVNULL, env=env).returncode:
         raise own.LabError(f"cargo {' '.join(words)} failed; it says why above")
     path = os.path.join(target(), folder, "sluice")
     own.say(f"binary: {os.path.getsize(path) / 1e6:.1f} MB, {time.monotonic() - began:.0f} s")
     return path
+
+
+def without_places():
+    """The compiler's flags by which no place of this machine is in a program: of what panics can name the path is that below `/src`, `/target` and `/crates`, whoever builds it.
+    The last one that fits counts."""
+    home = os.environ.get("CARGO_HOME") or os.path.expanduser("~/.cargo")
+    crates = glob.glob(os.path.join(glob.escape(home), "registry", "src", "*"))  # one for each registry or mirror of it
+    names = {home: "/cargo", **{folder: "/crates" for folder in sorted(crates)}, own.TREE: "/src", os.path.abspath(target()): "/target"}
+    return [f"--remap-path-prefix={folder}={name}" for folder, name in names.items()]
 
 
 def cargo_deny():

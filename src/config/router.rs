@@ -243,7 +243,8 @@ impl RouterConfig {
         let overlay = overlay(flags, mistakes);
         RouterConfig {
             backend: Backend::default(),
-            cni_file: flags.enable_cni.then(|| cni_file(environment)),
+            // A cleanup is about what an earlier run may have left, with other flags.
+            cni_file: (flags.enable_cni || flags.cleanup_config).then(|| cni_file(environment)),
             cni_plugin: None,
             auto_mtu: flags.auto_mtu,
             pod_egress: flags.enable_pod_egress,

@@ -44,21 +44,26 @@ impl RecordList {
     /// # Errors
     /// The directory is missing or cannot be written to; the former file is still there then.
     pub fn write<R: Serialize>(&self, records: &[R]) -> io::Result<()> {
-        let new = self.0.with_extension("new");
+        let new = self.unfinished();
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec(records)?)?;
         fs::rename(&new, &self.0)
     }
 
-    /// Removes the file; returns whether there was one.
+    /// Removes the file, and what a writer that was killed has left beside it; returns whether there was one.
     ///
     /// # Errors
     /// It is there and cannot be removed.
     pub fn remove(&self) -> io::Result<bool> {
-        match fs::remove_file(&self.0) {
+        let [unfinished, list] = [&self.unfinished(), &self.0].map(|path| match fs::remove_file(path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
-        }
+        });
+        Ok(unfinished? | list?)
+    }
+
+    fn unfinished(&self) -> PathBuf {
+        self.0.with_extension("new")
     }
 }

@@ -49,19 +49,33 @@ pub fn remove_left_asides(path: &Path) {
 
 /// Returns whether somebody listens there. A name that an earlier process left behind is nobody.
 pub fn is_listened_on(path: &Path) -> bool {
-    let connected = SocketAddrUnix::new(path).and_then(|address| {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        connect(&socket, &address)
-    });
-    matches!(connected, Ok(()) | Err(Errno::AGAIN))
+    matches!(connected(path), Ok(()) | Err(Errno::AGAIN))
+}
+
+fn connected(path: &Path) -> Result<(), Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &address)
+}
+
+/// Returns whether somebody listens there or, where nothing of this name is seen (the folder is not mounted), at this name in whatever mounts another
+/// process of this network namespace has.
+///
+/// # Errors
+/// The name is there and may not be asked (access control of the host).
+pub fn has_listener(path: &Path) -> Result<bool, Errno> {
+    match connected(path) {
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(error @ (Errno::ACCESS | Errno::PERM)) => Err(error),
+        Err(_) => Ok(!listeners(path).is_empty()),
+    }
 }
 
 /// Returns the inodes of all sockets of the processes that listen there, as far as this process sees them: in its own network
 /// namespace, and among the processes of its own.
 pub fn sockets_of_listener(path: &Path) -> BTreeSet<u64> {
-    let listed = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
-    let named: BTreeSet<u64> = listed.lines().filter_map(|line| listening(line, path)).collect();
+    let named = listeners(path);
     if named.is_empty() {
         return named;
     }
@@ -71,6 +85,12 @@ pub fn sockets_of_listener(path: &Path) -> BTreeSet<u64> {
         links.filter_map(|link| inode(fs::read_link(link.path()).ok()?.to_str()?)).collect()
     };
     processes.map(of_process).filter(|sockets| !sockets.is_disjoint(&named)).flatten().collect()
+}
+
+/// The inodes of the sockets of this network namespace that listen under this name.
+fn listeners(path: &Path) -> BTreeSet<u64> {
+    let listed = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
+    listed.lines().filter_map(|line| listening(line, path)).collect()
 }
 
 /// The inode of a line like `0000000000000000: 00000002 00000000 00010000 0001 01 23456 /run/sluice.sock` of a socket that listens
@@ -111,6 +131,20 @@ mod tests {
         assert!(is_listened_on(&path));
         drop(listener);
         assert!(path.exists() && !is_listened_on(&path));
+    }
+
+    #[test]
+    fn a_listener_whose_folder_is_not_mounted_here_is_found_in_the_network_namespace() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, elsewhere) = (directory.path().join("run/a.sock"), directory.path().join("elsewhere"));
+        fs::create_dir(directory.path().join("run")).expect("writable");
+        assert_eq!(has_listener(&path), Ok(false));
+        let listener = UnixListener::bind(aside(&path)).expect("writable");
+        fs::rename(directory.path().join("run"), elsewhere).expect("writable");
+        assert!(!is_listened_on(&path));
+        assert_eq!(has_listener(&path), Ok(true));
+        drop(listener);
+        assert_eq!(has_listener(&path), Ok(false));
     }
 
     #[test]

@@ -22,7 +22,7 @@ impl Backoff {
         self.retry_at = Some(now + doubled - shorter);
     }
 
-    /// Makes the next try due now, where one is to come.
+    /// Makes the next try due at this time, where one is to come later.
     pub fn hasten(&mut self, now: Instant) {
         self.retry_at = self.retry_at.map(|at| at.min(now));
     }

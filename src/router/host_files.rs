@@ -20,8 +20,8 @@ use super::problem::{About, Problem};
 
 mod replaced;
 
-pub(super) use self::replaced::replace;
-use self::replaced::{remove_unfinished, unfinished};
+use self::replaced::{behind_links, unfinished};
+pub(super) use self::replaced::{remove_unfinished, replace};
 
 /// State of these files when last handled.
 pub struct HostFiles {
@@ -30,8 +30,8 @@ pub struct HostFiles {
     stale: bool,
     retry_at: Option<Instant>,
     trouble: Option<String>,
-    /// Another program's file that container runtimes use in place of ours.
-    preferred: Option<PathBuf>,
+    /// Why container runtimes use another file in place of ours, as a sentence.
+    preferred: Option<String>,
     passwords: Option<PathBuf>,
     /// The passwords of that file.
     list: PasswordList,
@@ -76,19 +76,14 @@ impl HostFiles {
                 Some(format!("{}: {error}", path.display()))
             }
         };
-        self.preferred = preferred(path);
+        self.preferred = preferred(path).map(|other| in_place_of_ours(&other, path));
         path.parent().into_iter().for_each(remove_unfinished);
         self.trouble.clone()
     }
 
-    /// Returns the problem of another program's file that container runtimes use in place of ours.
+    /// Returns the problem of another file that container runtimes use in place of ours.
     pub fn problem(&self) -> Option<Problem> {
-        let path = self.preferred.as_ref()?;
-        let text = format!(
-            "{} sorts before it, so that container runtimes use that one: remove it, or rename it",
-            path.display()
-        );
-        Some(Problem::new(About::CniFile, text))
+        Some(Problem::new(About::CniFile, self.preferred.clone()?))
     }
 
     /// Returns our problems together with these.
@@ -164,6 +159,19 @@ pub fn preferred(path: &Path) -> Option<PathBuf> {
     before.into_iter().find(|one| fs::read_to_string(one).is_ok_and(|text| takes_pods(&text)))
 }
 
+/// Says that container runtimes use another file in place of ours, and what to do. That of an older release is what pods start by until ours is there.
+fn in_place_of_ours(other: &Path, path: &Path) -> String {
+    let (name, todo) = (
+        other.display(),
+        if is_older_form(other, path) {
+            "it is of an older release and goes when ours is written, so leave it"
+        } else {
+            "remove it, or rename it"
+        },
+    );
+    format!("{name} sorts before it, so that container runtimes use that one: {todo}")
+}
+
 /// Returns whether a file is the other form of ours, as an older release wrote it: it goes when ours is written.
 pub fn is_older_form(other: &Path, path: &Path) -> bool {
     other == other_form(path) && is_own_file(other)
@@ -178,7 +186,7 @@ fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
     };
     let (new, unusable) = text(present.as_deref(), CniFileForm::of(path), wanted);
     if let Some(new) = new.filter(|new| present.as_ref() != Some(new)) {
-        replace(path, present.as_deref().map(str::as_bytes), &new)?;
+        replace(&behind_links(path)?, present.as_deref().map(str::as_bytes), &new)?;
         info!(path = %path.display(), ranges = ?wanted.ranges, mtu = wanted.mtu, "CNI configuration written");
     }
     if unusable.is_none() && !wanted.ranges.is_empty() {
@@ -192,7 +200,13 @@ fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
 fn remove_other_form(path: &Path) -> io::Result<()> {
     let other = other_form(path);
     if is_own_file(&other) {
-        fs::remove_file(&other)?;
+        fs::remove_file(&other).map_err(|error| {
+            let name = other.display();
+            io::Error::new(
+                error.kind(),
+                format!("{name}, of an older release, cannot be removed, and runtimes may use it: {error}"),
+            )
+        })?;
         info!(path = %other.display(), "CNI configuration of an older release removed");
     }
     Ok(())
@@ -265,6 +279,46 @@ mod tests {
         assert!(problem.contains("05-flannel.conflist sorts before it"), "{problem}");
         fs::remove_file(path("05-flannel.conflist")).expect("it is there");
         assert_eq!(look(), None);
+    }
+
+    #[test]
+    fn a_link_stays_one_and_where_it_leads_nowhere_nothing_takes_its_place() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        ["net.d", "managed"].iter().for_each(|name| fs::create_dir(path(name)).expect("writable"));
+        let link = path("net.d/10-kuberouter.conflist");
+        std::os::unix::fs::symlink("../managed/cni.conflist", &link).expect("writable");
+        let mut files = files(&link);
+        let mut write = || {
+            files.mark(true);
+            files.write(Some(&conf()), Authority::Complete, Instant::now())
+        };
+        let trouble = write().expect("it may be there for runtimes of the host");
+        assert!(trouble.contains("it is a link to ../managed/cni.conflist"), "{trouble}");
+        assert!(link.is_symlink() && !path("managed/cni.conflist").exists());
+        let kept = r#"{"cniVersion":"0.4.0","name":"n","plugins":[{"type":"bridge","bridge":"kube-bridge","hairpinMode":true}]}"#;
+        fs::write(path("managed/cni.conflist"), kept).expect("writable");
+        assert_eq!(write(), None);
+        let text = fs::read_to_string(path("managed/cni.conflist")).expect("it is there");
+        assert!(link.is_symlink() && text.contains("0.4.0") && text.contains("10.244.1.0/24"), "{text}");
+        let count = |name: &str| fs::read_dir(path(name)).expect("readable").count();
+        assert_eq!((count("net.d"), count("managed")), (1, 1));
+    }
+
+    #[test]
+    fn the_file_of_an_older_release_that_pods_start_by_is_not_to_be_removed_by_hand() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let older = r#"{"name":"mynet","type":"bridge","bridge":"kube-bridge","ipam":{"type":"host-local"}}"#;
+        fs::write(path("10-kuberouter.conf"), older).expect("writable");
+        let mut files = files(&path("10-kuberouter.conflist"));
+        let without_ranges = Conf { ranges: Vec::new(), ..conf() };
+        files.write(Some(&without_ranges), Authority::Complete, Instant::now());
+        let text = files.problem().expect("runtimes use the older one").text;
+        assert!(text.contains("10-kuberouter.conf sorts before it") && text.ends_with("so leave it"), "{text}");
+        files.mark(true);
+        files.write(Some(&conf()), Authority::Complete, Instant::now());
+        assert_eq!(files.problem(), None);
     }
 
     #[test]

@@ -11,15 +11,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use crate::kernel::file_system::is_of_container;
 use crate::observe::health::{Health, Pulse};
+use crate::observe::local_socket::is_listened_on;
 
 use super::cni::{PLUGIN, is_conf, plugin_sockets, without_plugin};
-use super::host_files::replace;
+use super::host_files::{remove_unfinished, replace};
 
 /// The CNI files of one directory, whoever wrote them.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct CniFiles {
     clean: BTreeMap<PathBuf, Stamp>,
     /// The entry is another agent's, and stays.
     spares_others: bool,
+    /// This process is in a container, which sees of the host what is mounted.
+    in_container: bool,
 }
 
 /// Why files may still have the entry, a sentence each.
@@ -66,7 +68,8 @@ const RETRY: Duration = Duration::from_secs(5);
 
 impl CniFiles {
     pub fn new(directory: PathBuf) -> CniFiles {
-        CniFiles { directory, clean: BTreeMap::new(), spares_others: false }
+        let in_container = is_of_container(Path::new("/"));
+        CniFiles { directory, clean: BTreeMap::new(), spares_others: false, in_container }
     }
 
     /// The same where another agent of the node may answer the entry: it stays.
@@ -105,8 +108,8 @@ impl CniFiles {
                      or take the entry out, or no pod starts",
                     path.display()
                 )),
-                // It went meanwhile, or is a link to nothing.
-                Err(Obstacle::Unread(error)) if error.kind() == ErrorKind::NotFound => {}
+                // It went meanwhile, or is a link to nothing on the host either.
+                Err(Obstacle::Unread(error)) if error.kind() == ErrorKind::NotFound && !self.leads_elsewhere(&path) => {}
                 Err(Obstacle::Unread(error)) => {
                     left.unread.push(format!("{}: {error}; no pod starts if it names {PLUGIN}", path.display()));
                 }
@@ -116,7 +119,14 @@ impl CniFiles {
             }
         }
         self.clean = clean;
+        remove_unfinished(&self.directory);
         left
+    }
+
+    /// Returns whether a file is a link to a place of the host that may not be mounted here.
+    fn leads_elsewhere(&self, path: &Path) -> bool {
+        let is_elsewhere = |target: &PathBuf| target.parent().is_some_and(|parent| !parent.as_os_str().is_empty());
+        self.in_container && fs::read_link(path).is_ok_and(|target| is_elsewhere(&target))
     }
 
     /// Takes the entry out of one file. Returns its state if it was found without one; `None` if it is to be read again.
@@ -134,7 +144,7 @@ impl CniFiles {
         let with = String::from_utf8_lossy(&present);
         let Some(text) = without_plugin(&with) else { return Ok(Some(stamp)) };
         if self.spares_others {
-            let is_answered = plugin_sockets(&with).iter().all(|socket| is_answered(socket));
+            let is_answered = plugin_sockets(&with).iter().all(|socket| is_listened_on(socket));
             return if is_answered { Ok(None) } else { Err(Obstacle::Unanswered) };
         }
         // A link stays one, to the file that changes.
@@ -143,16 +153,6 @@ impl CniFiles {
         info!(path = %path.display(), plugin = PLUGIN, "Entry of the CNI plugin removed from the CNI configuration");
         Ok(None)
     }
-}
-
-/// Returns whether a program listens on a socket, without waiting for it: one that has yet to accept others does.
-fn is_answered(socket: &Path) -> bool {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let connected = SocketAddrUnix::new(socket).and_then(|address| {
-        let asking = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        connect(asking, &address)
-    });
-    matches!(connected, Ok(()) | Err(Errno::AGAIN))
 }
 
 impl Stamp {
@@ -196,7 +196,7 @@ pub async fn keep_without_plugin(mut files: CniFiles, health: Health) {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::UnixListener;
 
     use super::*;
 
@@ -258,6 +258,13 @@ mod tests {
         symlink("40-endless.conflist", path("40-endless.conflist")).expect("writable");
         let failed = removed(directory.path());
         assert!(failed.len() == 1 && failed[0].contains("40-endless.conflist"), "{failed:?}");
+        fs::remove_file(path("40-endless.conflist")).expect("it is there");
+        symlink("/srv/nowhere", path("50-elsewhere.conflist")).expect("writable");
+        for (in_container, count) in [(false, 0), (true, 1)] {
+            let mut files = CniFiles { in_container, ..CniFiles::new(directory.path().to_owned()) };
+            let Left { unread, .. } = files.remove_plugin();
+            assert_eq!(unread.len(), count, "what runtimes of the host find there is not mounted: {unread:?}");
+        }
     }
 
     /// The installer of another plugin writes its file at each start, and a file may be met half-written.
@@ -334,21 +341,5 @@ mod tests {
         let Left { unread, named, unanswered } = files.remove_plugin();
         assert_eq!((unread, named, text()), (Vec::new(), Vec::new(), with));
         assert!(unanswered.len() == 1 && unanswered[0].contains("10-flannel.conflist"), "{unanswered:?}");
-    }
-
-    #[test]
-    fn a_socket_whose_owner_is_too_busy_to_accept_is_answered() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("cni.sock");
-        assert!(!is_answered(&path), "there is no socket");
-        let listening = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
-        let address = SocketAddrUnix::new(&path).expect("a short path");
-        rustix::net::bind(&listening, &address).expect("free");
-        assert!(!is_answered(&path), "nobody listens");
-        rustix::net::listen(&listening, 0).expect("bound");
-        // The first fills the queue.
-        let waiting = UnixStream::connect(&path).expect("there is room");
-        assert!(is_answered(&path));
-        drop(waiting);
     }
 }

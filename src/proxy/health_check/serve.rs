@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::http::StatusCode;
 use ::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
@@ -173,8 +173,7 @@ impl Listeners {
                 if backoff.failures() == 0 {
                     warn!(service, port, %address, %error, "Health check node port cannot be served; retrying");
                 }
-                // Each node has its own ports in use.
-                backoff.failed(Instant::now(), u32::from(port));
+                port_is_in_use(&mut backoff, port, Instant::now());
                 Place::Failed { backoff, error: error.to_string() }
             }
         };
@@ -210,6 +209,17 @@ impl Listeners {
             Some((check.service.clone(), *port, text))
         })
     }
+}
+
+/// Latest time of another try. Where kube-proxy ends, all its ports come free on all nodes at once, and a load balancer takes out a node that answers
+/// nothing for some seconds; a try costs microseconds.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Says when a port that another program has is tried again.
+pub(super) fn port_is_in_use(backoff: &mut Backoff, port: u16, now: Instant) {
+    // Each node has its own ports in use.
+    backoff.failed(now, u32::from(port));
+    backoff.hasten(now + RETRY);
 }
 
 /// Most failures that are noted.

@@ -9,11 +9,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::serve::{Inputs, run};
+use super::serve::{Inputs, port_is_in_use, run};
 use super::*;
 use crate::model::{Cause, Conditions, Endpoint, EndpointList, EndpointPort, EndpointSlice, ServiceProblems};
 use crate::net::Protocol;
 use crate::observe::health::Health;
+use crate::reconcile::Backoff;
 
 const LEAVING: Conditions = Conditions { ready: false, serving: true, terminating: true };
 const COMPONENT: &str = "service proxy";
@@ -275,6 +276,17 @@ async fn a_port_in_use_is_noted_and_served_when_it_is_free() {
     becomes(port, "HTTP/1.1 200").await;
     assert_eq!(notes(), Vec::<String>::new());
     assert_eq!(problems(), []);
+}
+
+#[test]
+fn a_port_that_another_program_has_for_long_is_tried_each_second() {
+    let (mut backoff, mut now) = (Backoff::default(), Instant::now());
+    for tries in 0..100 {
+        port_is_in_use(&mut backoff, 32000, now);
+        let next = backoff.retry_at().expect("there is another try");
+        assert!(next > now && next <= now + Duration::from_secs(1), "after {tries}: {:?}", next - now);
+        now = next;
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,8 @@ use crate::router::rotation::{Rotation, Standing, Step, is_due};
 const LOOK: Duration = Duration::from_secs(1);
 /// A look lists all peers. It takes a fiftieth of the time at most, however many they are and whatever other Nodes say of their keys for however long.
 const SHARE: u32 = 50;
+/// Longest interval of looks: a look that the kernel kept waiting once keeps a change of keys waiting no longer than this.
+const RAREST_LOOK: Duration = Duration::from_secs(60);
 
 /// State of the change between two turns.
 #[derive(Default, Debug)]
@@ -55,7 +57,7 @@ impl<K: Kernel> Driver<K> {
     /// Returns when sessions are looked at next.
     pub(super) fn next_session_look(&self) -> Option<Instant> {
         let last = self.key_change.looked_at?;
-        self.has_second().then(|| last + LOOK.max(self.key_change.look_took * SHARE))
+        self.has_second().then(|| last + (self.key_change.look_took * SHARE).clamp(LOOK, RAREST_LOOK))
     }
 
     fn has_second(&self) -> bool {

@@ -28,7 +28,7 @@ fn is_unfinished(name: &str) -> bool {
 }
 
 /// Removes unfinished files that no agent still writes.
-pub(super) fn remove_unfinished(directory: &Path) {
+pub(in crate::router) fn remove_unfinished(directory: &Path) {
     for unfinished in unfinished(directory) {
         let written = fs::metadata(&unfinished).and_then(|of| of.modified()).ok();
         if written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > WRITING) {
@@ -36,6 +36,21 @@ pub(super) fn remove_unfinished(directory: &Path) {
             let _ = fs::remove_file(&unfinished);
         }
     }
+}
+
+/// Returns the file that a name leads to: a link stays one.
+///
+/// # Errors
+/// It leads to nothing that this process sees, where runtimes of the host may find a file with more in it than a new one would have.
+pub(super) fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    let Ok(target) = fs::read_link(path) else { return Ok(path.to_owned()) };
+    fs::canonicalize(path).map_err(|error| {
+        let target = target.display();
+        io::Error::new(
+            error.kind(),
+            format!("it is a link to {target}, which is not there, or not mounted here: {error}"),
+        )
+    })
 }
 
 /// Replaces a file atomically: readers find all of the old or all of the new text. Who may read it stays as it is. `read`: the text
