@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
@@ -310,8 +310,8 @@ fn no_agent_asks_for_mounts_that_follow_the_hosts() {
     }
 }
 
-/// Runs the script on folders of the test in the place of the container's.
-fn run(of: &Manifest, node: &Path) {
+/// Runs the script on folders of the test in the place of the container's; programs in the node's folder `tools` are found first.
+fn output(of: &Manifest, node: &Path) -> Output {
     let folder = |name: &str| node.join(name).display().to_string();
     let places = [
         ("/etc/cni/net.d", folder("net.d")),
@@ -320,7 +320,13 @@ fn run(of: &Manifest, node: &Path) {
     ];
     let script = of.cni_script().unwrap().to_owned();
     let script = places.iter().fold(script, |script, (there, here)| script.replace(there, here));
-    let done = Command::new("/bin/sh").args(["-ec", &script]).output().unwrap();
+    let programs = format!("{}:{}", folder("tools"), std::env::var("PATH").unwrap());
+    Command::new("/bin/sh").args(["-ec", &script]).env("PATH", programs).output().unwrap()
+}
+
+/// Runs the script, which has to succeed.
+fn run(of: &Manifest, node: &Path) {
+    let done = output(of, node);
     assert!(done.status.success(), "{}: {}", of.name, String::from_utf8_lossy(&done.stderr));
 }
 
@@ -399,11 +405,22 @@ fn plugins_are_installed_where_the_image_brings_them() {
 
 /// Puts a program that does nothing but say which it is into the image.
 fn put_program(node: &Path, name: &str, text: &str) {
+    put_script(&node.join("bin").join(name), &format!("# {text}"));
+}
+
+fn put_script(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;
-    fs::create_dir_all(node.join("bin")).unwrap();
-    let program = node.join("bin").join(name);
-    fs::write(&program, format!("#!/bin/sh\n# {text}\n")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Has every copy end with a part of the file, as on a full disk.
+fn fill_disk(node: &Path) {
+    put_script(
+        &node.join("tools/cp"),
+        "for last; do :; done; echo part >\"$last\"; echo 'cp: no space left' >&2; exit 1",
+    );
 }
 
 #[test]
@@ -432,6 +449,70 @@ fn the_agents_own_plugin_is_the_one_of_this_release_also_while_it_runs() {
         }
         assert!(young.exists() && !old.exists(), "{}", of.name);
         assert_eq!(fs::read_dir(plugins).unwrap().count(), 2, "{}", of.name);
+    }
+}
+
+#[test]
+fn a_plugin_that_is_there_already_is_not_copied_again() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    for of in &with_cni() {
+        let node = node(&[]);
+        put_program(node.path(), "sluice", "this release");
+        run(of, node.path());
+        let installed = node.path().join("opt/cni/bin/sluice-cni");
+        let before = fs::metadata(&installed).unwrap();
+        run(of, node.path());
+        assert_eq!(fs::metadata(&installed).unwrap().ino(), before.ino(), "{}", of.name);
+        // One that no runtime can start is as good as none.
+        fs::set_permissions(&installed, fs::Permissions::from_mode(0o644)).unwrap();
+        run(of, node.path());
+        assert_eq!(fs::metadata(&installed).unwrap().mode() & 0o777, 0o755, "{}", of.name);
+    }
+}
+
+#[test]
+fn a_plugin_that_cannot_be_copied_keeps_the_agent_from_nodes_alone_whose_pods_wait_for_it() {
+    let names_it = r#"{"plugins": [{"type": "bridge"}, {"type": "sluice-cni"}]}"#;
+    let others = r#"{"plugins": [{"type": "bridge"}]}"#;
+    for of in &with_cni() {
+        let init = of.containers()[0];
+        let mounts = list(&init["volumeMounts"]);
+        let seen = mounts.iter().find(|mount| mount["mountPath"] == "/etc/cni/net.d").unwrap();
+        assert_eq!(seen["readOnly"], true, "{}", of.name);
+        assert_eq!(mounted(of, init, "/etc/cni/net.d"), Some("/etc/cni/net.d"), "{}", of.name);
+        for (file, older, code, sentence) in [
+            (names_it, true, 0, "sluice-cni cannot be replaced"),
+            (others, false, 0, "sluice-cni cannot be installed; no CNI file names it"),
+            (names_it, false, 1, "sluice-cni cannot be installed, and no pod starts without it"),
+        ] {
+            let node = node(&[("10-kuberouter.conflist", file)]);
+            put_program(node.path(), "sluice", "this release");
+            let plugins = node.path().join("opt/cni/bin");
+            fs::create_dir_all(&plugins).unwrap();
+            if older {
+                put_script(&plugins.join("sluice-cni"), "# an older release");
+            }
+            fill_disk(node.path());
+            let done = output(of, node.path());
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert_eq!(done.status.code(), Some(code), "{}: {said}", of.name);
+            assert!(said.contains(sentence), "{}: {said}", of.name);
+            let left: Vec<_> = fs::read_dir(&plugins).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(left, if older { vec!["sluice-cni"] } else { Vec::new() }, "{}", of.name);
+        }
+    }
+}
+
+/// An apply between files of two selectors narrows the rights of the agents that run, and then fails.
+#[test]
+fn each_file_with_a_selector_of_its_own_says_what_goes_before_it() {
+    let of_most = |of: &Manifest| !of.object("DaemonSet")["spec"]["selector"]["matchLabels"]["tier"].is_null();
+    let (most, others): (Vec<Manifest>, Vec<Manifest>) = manifests().into_iter().partition(of_most);
+    assert!(most.len() >= 5 && others.len() >= 3);
+    for of in others {
+        let text = fs::read_to_string(&of.name).unwrap();
+        let command = "#     kubectl -n kube-system delete ds kube-router --cascade=foreground";
+        assert!(text.lines().take_while(|line| line.starts_with('#')).any(|line| line == command), "{}", of.name);
     }
 }
 

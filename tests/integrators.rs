@@ -186,6 +186,38 @@ fn the_kinds_that_integrators_give_no_right_to_are_known() {
     }
 }
 
+/// The files of `daemonset/` that have an agent, with something for the words between percent signs.
+fn ours() -> Vec<Rendering> {
+    let words = [
+        ("%APISERVER%", "https://192.0.2.9:6443"),
+        ("%CLUSTERASN%", "64512"),
+        ("%PEERIPS%", "192.0.2.1"),
+        ("%PEERASNS%", "65001"),
+    ];
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset")).unwrap();
+    let of = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let text = words.iter().fold(text, |text, (word, value)| text.replace(word, value));
+        let objects = text.split("\n---\n").map(|text| serde_saphyr::from_str(text).unwrap()).collect();
+        Rendering { name: path.display().to_string(), objects, files: BTreeMap::new() }
+    };
+    let all = files.map(|entry| of(entry.unwrap().path())).filter(|of| !of.object("DaemonSet").is_null());
+    let found: Vec<Rendering> = all.collect();
+    assert!(found.len() >= 8, "there are manifests");
+    found
+}
+
+#[test]
+fn our_own_files_give_every_right_that_their_flags_need() {
+    let mut kinds = BTreeSet::new();
+    for of in ours() {
+        assert_eq!(of.lacking(), BTreeSet::new(), "{}", of.name);
+        assert!(of.grants(&Right::new("create", "", "events")), "{}", of.name);
+        kinds.extend(app::wanted(&of.config()).iter().map(Wanted::kind));
+    }
+    assert!(kinds.contains(&Kind::ClusterNetworkPolicy) && kinds.contains(&Kind::EndpointSlice), "{kinds:?}");
+}
+
 /// All at a time, each at an API server that refuses what its role does not name.
 #[tokio::test]
 async fn kinds_without_a_right_keep_nobody_from_the_others_and_are_asked_for_ever_more_slowly() {

@@ -114,6 +114,23 @@ fn an_older_program_for_another_processor_is_refused() {
     assert!(!folder.exists(), "nothing is written then");
 }
 
+/// Each of them would be missed somewhere in the middle, some after minutes.
+#[test]
+fn programs_that_are_missing_are_named_at_the_start() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for script in ["release", "image"] {
+        let mut command = Command::new("/usr/bin/python3");
+        command.arg(tree.join("scripts").join(script)).args(["--output", "/nowhere"]).env("PATH", directory.path());
+        let output = command.output().expect("python3 starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{script}: {said}");
+        assert!(said.contains("dpkg (dpkg)") && said.contains("apt-get (apt)"), "{script}: {said}");
+        assert!(!said.contains("Traceback"), "{script}: {said}");
+        assert!(script == "image" || !tree.join(".git").exists() || said.contains("git (git)"), "{said}");
+    }
+}
+
 #[test]
 fn a_tree_that_is_no_release_is_refused_with_all_reasons() {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -3,10 +3,11 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 
-from . import image_go, image_licences, image_packages, image_sbom, own
+from . import build, image_go, image_licences, image_packages, image_sbom, own
 from .image_oci import Image, Layer, stamp
 from .image_tree import Tree
 
@@ -23,6 +24,8 @@ ACCOUNTS = {
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n",
 }
+# Programs that are called, and the Debian packages that have them; toolchains come from elsewhere.
+TOOLS = {"dpkg": "dpkg", "apt-get": "apt", "git": "git", "cc": "gcc and libc6-dev"}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -79,6 +82,8 @@ class Recipe:
         for name in ("sluice", "sluice-cni"):
             tree.link(f"usr/local/bin/{name}", "kube-router")
         if self.variant == "full":
+            # The folder is in this layer too, whose mode is the last one.
+            tree.folder("root", FOLDERS["root"])
             tree.copy("usr/local/bin/cni-install", os.path.join(image_packages.FOLDER, "cni-install"))
             tree.copy("root/.bashrc", os.path.join(image_packages.FOLDER, "bashrc"), 0o644)
         tree.file("usr/share/doc/sluice/copyright", image_licences.of_crates(self.arch))
@@ -119,6 +124,24 @@ def certificates_of(deb):
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         found = [member for member in archive if member.isfile() and member.name.startswith("./usr/share/ca-certificates/mozilla/")]
         return [archive.extractfile(member).read() for member in sorted(found, key=lambda member: member.name)]
+
+
+def check_tools(*names):
+    """Ends with a sentence where a program is missing that is called later, minutes later maybe. Nothing is installed: that takes root, and nothing else here does."""
+    left_out = set()
+    if not os.path.exists(os.path.join(own.TREE, ".git")):
+        left_out.add("git")
+    if "CC" in os.environ:  # who has another compiler tells cargo of it as well
+        left_out.add("cc")
+    lacking = [f"{name} ({TOOLS[name]})" for name in names if name in TOOLS and name not in left_out and not shutil.which(name)]
+    if lacking:
+        raise own.LabError(f"programs are not in PATH, here with the Debian packages that have them: {', '.join(lacking)}")
+    if "cargo" in names:
+        least = ".".join(map(str, build.RUST))
+        build.toolchain("cargo", build.RUST, f"install Rust {least} or newer (rustup.rs)")
+    # An older one fetches the one that go.mod names.
+    if "go" in names and not shutil.which("go"):
+        build.go()
 
 
 def version():

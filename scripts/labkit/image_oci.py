@@ -1,6 +1,7 @@
 """One file that is an image: an OCI image layout in a tar archive, which `ctr images import`, `podman load`, `skopeo` and `docker load` read.
 
-The layout's own description (index.json) and the one that docker reads (manifest.json) name the same blobs.
+The layout's own description (index.json) and the one that docker reads (manifest.json) name the same blobs. Archives of one image each can be joined to one
+from which every node takes the image for its own processor.
 """
 import hashlib
 import io
@@ -64,25 +65,53 @@ class Image:
 
     def archive(self, name, tag):
         """The bytes of the archive; the image is called `name:tag` in it."""
-        # What a kubelet makes of a name without a registry; an import under any other name would not be found.
-        full = f"docker.io/library/{name}:{tag}" if "/" not in name else f"{name}:{tag}"
-        index = as_json({
-            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [self.manifest.descriptor(
-                annotations={"io.containerd.image.name": full, "org.opencontainers.image.ref.name": tag},
-                platform={"architecture": self.arch, "os": "linux"})],
-        })
+        top = index([self.manifest.descriptor(annotations=called(name, tag), platform={"architecture": self.arch, "os": "linux"})])
         docker = as_json([{"Config": self.config.path(), "RepoTags": [f"{name}:{tag}"], "Layers": [layer.path() for layer in self.layers]}])
-        files = {"oci-layout": as_json({"imageLayoutVersion": "1.0.0"}), "index.json": index, "manifest.json": docker}
-        files.update({blob.path(): blob.data for blob in [self.config, self.manifest, *self.layers]})
-        out = io.BytesIO()
-        with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
-            for path in ["blobs", "blobs/sha256"]:
-                member = tarfile.TarInfo(path)
-                member.type, member.mode, member.mtime = tarfile.DIRTYPE, 0o755, self.created
-                archive.addfile(member)
-            for path, data in sorted(files.items()):
-                member = tarfile.TarInfo(path)
-                member.mode, member.mtime, member.size = 0o644, self.created, len(data)
-                archive.addfile(member, io.BytesIO(data))
-        return out.getvalue()
+        return layout(top, [self.config, self.manifest, *self.layers], self.created, {"manifest.json": docker})
+
+
+def called(name, tag):
+    """The name of an image, as a descriptor says it."""
+    # What a kubelet makes of a name without a registry; an import under any other name would not be found.
+    full = f"docker.io/library/{name}:{tag}" if "/" not in name else f"{name}:{tag}"
+    return {"io.containerd.image.name": full, "org.opencontainers.image.ref.name": tag}
+
+
+def index(descriptors):
+    kind = "application/vnd.oci.image.index.v1+json"
+    return Blob(as_json({"schemaVersion": 2, "mediaType": kind, "manifests": descriptors}), kind)
+
+
+def layout(top, blobs, time, more=()):
+    """The bytes of an image layout with these blobs, whose description is the index `top`. `more`: other files by their paths."""
+    files = {"oci-layout": as_json({"imageLayoutVersion": "1.0.0"}), "index.json": top.data, **dict(more)}
+    files.update({blob.path(): blob.data for blob in blobs})
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for path in ["blobs", "blobs/sha256"]:
+            member = tarfile.TarInfo(path)
+            member.type, member.mode, member.mtime = tarfile.DIRTYPE, 0o755, time
+            archive.addfile(member)
+        for path, data in sorted(files.items()):
+            member = tarfile.TarInfo(path)
+            member.mode, member.mtime, member.size = 0o644, time, len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def joined(paths, name, tag, time):
+    """The bytes of one archive with the images of several, each of another architecture, and the digest of the index that names them.
+
+    The layout's own description names that index alone, so that there is one image to be pushed, and one name. docker's description, which knows no architectures, is
+    left out: of two images under one name it would take the last one."""
+    descriptors, blobs = [], {}
+    for path in paths:
+        with tarfile.open(path) as archive:
+            [described] = json.load(archive.extractfile("index.json"))["manifests"]
+            descriptors.append({key: described[key] for key in ("mediaType", "digest", "size", "platform")})
+            for member in archive:
+                if member.isfile() and member.name.startswith("blobs/"):
+                    blobs[member.name] = Blob(archive.extractfile(member).read(), "")
+    descriptors.sort(key=lambda it: it["platform"]["architecture"])
+    image = index(descriptors)
+    return layout(index([image.descriptor(annotations=called(name, tag))]), [image, *blobs.values()], time), image.digest

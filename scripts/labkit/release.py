@@ -66,16 +66,24 @@ def make(binaries, here, folder, images, built=()):
     os.makedirs(folder, exist_ok=True)
     if os.listdir(folder):
         raise own.LabError(f"{folder} is not empty: what is in it would get into the release")
+    archives = {}  # of each image, one for each architecture
     for arch, binary in sorted(binaries.items()):
         name = f"{image.NAME}-{version}-linux-{arch}"
         pack(folder, f"{name}.tar.gz", program(binary, binaries[here], name, arch), time)
         bill = image_sbom.document(name, image_oci.stamp(time), [], [], arch, "APPLICATION")
         write(folder, f"{name}.spdx.json", bill.encode())
         for variant in ("full", "minimal") if images else ():
-            path, of_image, _ = image.make(image.Recipe(arch, variant, binary, time, arch in built), folder)
+            recipe = image.Recipe(arch, variant, binary, time, arch in built)
+            path, of_image, _ = image.make(recipe, folder)
             own.say(f"{os.path.basename(path)}: {of_image}")
             # It has its line in the one file of checksums.
             os.remove(f"{path}.sha256")
+            archives.setdefault(recipe.tag, []).append(path)
+    for tag, paths in archives.items():
+        file = f"{image.NAME}-{tag}-multiarch.tar"
+        data, of_index = image_oci.joined(paths, image.NAME, tag, time)
+        write(folder, file, data)
+        own.say(f"{file}: {of_index}")
     # What Helm takes is called as Helm would call it.
     pack(folder, f"{image.NAME}-{version}.tgz", chart(), time)
     name = f"{image.NAME}-{version}-manifests"

@@ -27,7 +27,9 @@ CHANGES = [
     (["metrics.port=8080"], "        - --metrics-port=8080", None),
     (["metrics.port=8080", "metrics.address=127.0.0.1"], '        - "--metrics-addr=127.0.0.1"', None),
     (["metrics.port=8080", "metrics.address=::"], '        - "--metrics-addr=::"', None),
-    (["metrics.port=20244", "metrics.address=192.0.2.1", "extraArgs={--health-addr=127.0.0.1}"], "        - --metrics-port=20244", None),
+    (["metrics.port=20244", "metrics.address=192.0.2.1", "healthAddress=127.0.0.1"], "        - --metrics-port=20244", None),
+    (["healthAddress=127.0.0.1"], '        - "--health-addr=127.0.0.1"', None),
+    (["healthAddress=::1"], '            host: "::1"', None),
     (["healthPort=20299"], "        - --health-port=20299", "            port: 20244"),
     (["router.clusterASN=4200000001"], '        - "--cluster-asn=4200000001"', None),
     (["router.peers[0].address=192.0.2.1", "router.peers[0].asn=4200000002", "router.peers[1].address=2001:db8::1", "router.peers[1].asn=65001"],
@@ -94,6 +96,15 @@ WRONG = [
     (["firewall.enabled=false", "router.enabled=false"], "nothing is enabled"),
     (["ipv4=false"], "ipv4"),
     (["metrics.port=20244"], "metrics.port"),
+    (["metrics.port=20244", "healthAddress=127.0.0.1"], "metrics.port"),
+    (["metrics.port=20244", "healthAddress=127.0.0.1", "metrics.address=localhost"], "metrics.port"),
+    (["metrics.port=20244", "healthAddress=::1", "metrics.address=[::1]"], "metrics.port"),
+    (["metrics.port=20244", "healthAddress=127.0.0.1", "metrics.address=0.0.0.0"], "metrics.port"),
+    (["extraArgs={--health-addr=127.0.0.1}"], "healthAddress"),
+    (["extraArgs={--health-port=20299}"], "healthPort"),
+    (["healthAddress=localhost"], "healthAddress"),
+    (["healthAddress=0.0.0.0"], "healthAddress"),
+    (["healthAddress=[::1]"], "healthAddress"),
     (["metrics.port=8080", "healthPort=8080", "metrics.address=127.0.0.1"], "metrics.port"),
     (["metrics.port=8080", "metrics.address=127.0.0.256"], "metrics/address"),
     (["serviceNodePortRange=1-99999"], "serviceNodePortRange"),
@@ -141,6 +152,24 @@ def each_value_says_what_it_is_for():
         that(taken not in lines, values, "do not take away", taken)
         that(lines != plain.splitlines(), values, "change nothing")
         that(taken is None or taken in plain.splitlines(), taken, "was never there")
+
+
+def both_probes_ask_where_health_is_served():
+    """A kubelet asks the node's address where a probe names none."""
+    for values, host in ((["healthAddress=127.0.0.1"], "127.0.0.1"), (["healthAddress=::1"], "::1"), ([], None)):
+        agent = objects(charts.rendered(*chosen(values)))["DaemonSet", "kube-router"]["spec"]["template"]["spec"]["containers"][0]
+        asked = [agent[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")]
+        that([one.get("host") for one in asked] == [host] * 2, values, asked)
+        that([word for word in agent["args"] if word.startswith("--health-addr")] == [f"--health-addr={host}"] * (host is not None), agent["args"])
+
+
+def where_pods_are_held_back_the_plugin_has_to_be_there_whatever_cni_files_name():
+    """No CNI file need name it yet: the agent is about to write it into one."""
+    for values, looks in ((["firewall.holdPods=true"], False), ([], True)):
+        init = objects(charts.rendered(*chosen(values)))["DaemonSet", "kube-router"]["spec"]["template"]["spec"]["initContainers"][0]
+        that(("grep" in init["command"][2]) == looks, values, init["command"][2])
+        seen = {mount["mountPath"]: mount.get("readOnly", False) for mount in init["volumeMounts"]}
+        that(seen == {"/opt/cni/bin": False, **({"/etc/cni/net.d": True} if looks else {})}, values, seen)
 
 
 def every_value_is_tried():
@@ -229,7 +258,8 @@ def the_example_of_kustomize_makes_all_features():
     that(found == expected, "they differ in more than flags")
 
 
-ALL = [every_file_is_as_the_chart_makes_it, helm_finds_nothing_to_complain_of, each_value_says_what_it_is_for, every_value_is_tried,
+ALL = [every_file_is_as_the_chart_makes_it, helm_finds_nothing_to_complain_of, each_value_says_what_it_is_for, both_probes_ask_where_health_is_served,
+       where_pods_are_held_back_the_plugin_has_to_be_there_whatever_cni_files_name, every_value_is_tried,
        values_that_make_no_sense_are_named, kustomize_builds_the_base_as_the_file_is, components_add_their_rights_to_the_base,
        the_example_of_kustomize_makes_all_features]
 

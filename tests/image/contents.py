@@ -5,7 +5,7 @@ import re
 import stat
 import subprocess
 
-from labkit import image, image_packages, image_sbom, own
+from labkit import build, image, image_packages, image_sbom, own
 from root import CHROOT, said, that
 
 # The path, arguments with which it says what it is, and what it must say. The paths are those that users of kube-router's image name.
@@ -118,6 +118,21 @@ def nothing_of_the_machine_that_made_it_is_in_it(of):
             if stat.S_ISREG(status.st_mode):
                 that(not status.st_mode & (stat.S_ISUID | stat.S_ISGID | 0o022), path, oct(status.st_mode))
             that(not re.search(r"^(var/(log|cache)/.|etc/machine-id|etc/(hostname|resolv\.conf|hosts)$|var/lib/dpkg/(lock|info)|.*__pycache__)", path), path)
+        with open(f"{root.path}/{image.PROGRAM}", "rb") as handle:
+            program = handle.read()
+        # Crates and toolchains lie in hidden folders of a home.
+        home = os.environ.get("CARGO_HOME") or os.path.expanduser("~/.cargo")
+        for place in (f"{home}/", os.path.expanduser("~/."), f"{own.TREE}/", f"{os.path.abspath(build.target())}/"):
+            at = program.find(place.encode())
+            that(at < 0, place, "is in the agent:", program[max(at - 40, 0):at + 120])
+
+
+def folders_have_the_modes_that_are_written_down(of):
+    """The last layer with a folder decides."""
+    for root in (of.root, of.minimal):
+        for path, mode in image.FOLDERS.items():
+            found = stat.S_IMODE(os.lstat(f"{root.path}/{path}").st_mode)
+            that(found == mode, path, oct(found), "and not", oct(mode))
 
 
 def licences_of_all_packages_are_in_it(of):
@@ -209,6 +224,6 @@ def what_a_runtime_is_told_starts_the_agent(of):
 ALL = [every_program_that_users_name_is_there_and_starts, a_shell_beside_the_agent_says_what_can_be_asked, iptables_is_there_in_both_flavours_under_all_names_and_not_older_than_a_host_may_have,
        cni_plugins_run_on_hosts_with_any_c_library, the_agents_own_plugin_answers_under_its_name,
        the_agents_own_plugin_needs_no_newer_c_library_than_is_written_down,
-       every_library_that_a_program_wants_is_there, nothing_of_the_machine_that_made_it_is_in_it, licences_of_all_packages_are_in_it,
+       every_library_that_a_program_wants_is_there, nothing_of_the_machine_that_made_it_is_in_it, folders_have_the_modes_that_are_written_down, licences_of_all_packages_are_in_it,
        the_minimal_image_has_the_agent_kmod_and_their_libraries_alone, the_images_are_as_small_as_promised, the_bill_of_materials_names_every_part,
        every_crate_has_a_licence_that_the_project_takes_and_a_checksum, what_a_runtime_is_told_starts_the_agent]

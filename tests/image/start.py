@@ -8,6 +8,7 @@ import subprocess
 import time
 
 from labkit import cluster, net, objects, own
+import twice
 from root import said, that
 
 NAME, ENTRY = "docker.io/library/sluice:", "/usr/local/bin/kube-router"
@@ -160,7 +161,7 @@ def the_minimal_image_does_its_work_on_a_host_with_nftables(of):
 
 
 def a_privileged_agent_works_on_a_read_only_root_with_the_mounts_of_k0s_alone(of):
-    """No folder is there for the agent's socket and the last known state: nobody can ask it, it says so, and all else works."""
+    """No folder is there for the agent's socket and the last known state: nobody can ask it, nothing is kept, it says both, and all else works."""
     with containerd(of) as runtime, network() as namespace:
         folder = of.scratch("read-only")
         for name in ("net.d", "run"):
@@ -185,7 +186,39 @@ def a_privileged_agent_works_on_a_read_only_root_with_the_mounts_of_k0s_alone(of
             return own.run("nsenter", f"--net={namespace}", "nft", "list", "tables")
         that(own.wait(lambda: "sluice_policy" in tables() and "sluice_router" in tables() and os.path.exists(f"{folder}/net.d/10-kuberouter.conflist"), 60, 0.5), log()[-3000:])
         that(own.wait(lambda: "Opening the local socket failed" in log(), 10, 0.5), log()[-3000:])
+        # Half a minute after the last change.
+        that(own.wait(lambda: "Writing the last known state failed" in log(), 90, 0.5), log()[-3000:])
         that("RUNNING" in runtime.ctr("task", "ls").stdout and "panicked" not in log(), log()[-3000:])
+
+
+def an_agent_whose_last_known_state_goes_with_its_container_says_so(of):
+    """kube-router's manifests mount no folder of the host for it, and the container's own file system takes it without an error."""
+    with containerd(of) as runtime, network() as namespace:
+        path = f"{of.scratch('own-file-system')}/log"
+        flags = ["--run-service-proxy=false", "--netfilter=nftables", "--manifests=/manifests", "--hostname-override=node1"]
+        options = ["--privileged", "--with-ns", f"network:{namespace}", "--log-uri", f"file://{path}",
+                   "--mount", f"type=bind,src={manifests(of)},dst=/manifests,options=rbind:ro"]
+        done = runtime.ctr("run", "--detach", *options, NAME + of.version, "agent", ENTRY, *flags)
+        that(done.returncode == 0, said(done))
+
+        def log():
+            with open(path, errors="replace") as handle:
+                return handle.read()
+        that(own.wait(lambda: "lies in the container's own file system" in log(), 90, 0.5), log()[-3000:])
+        that("Writing the last known state failed" not in log(), log()[-3000:])
+
+
+def an_archive_of_both_processors_gives_this_machine_its_own_image(of):
+    """It is one image to containerd, with one name; what it was made of is of other names here."""
+    with containerd(of) as runtime:
+        for name in runtime.ctr("images", "ls", "-q").stdout.split():
+            runtime.ctr("images", "remove", "--sync", name)
+        done = runtime.ctr("images", "import", twice.joined(of)[0])
+        that(done.returncode == 0, said(done))
+        name, shown = f"{NAME}{of.version}-minimal", runtime.ctr("images", "ls").stdout
+        that(runtime.ctr("images", "ls", "-q").stdout.split() == [name] and "linux/amd64,linux/arm64" in shown, shown)
+        done = runtime.ctr("run", "--rm", name, "once", ENTRY, "--version")
+        that(done.returncode == 0 and said(done).startswith(f"{ENTRY} version"), said(done)[-400:])
 
 
 # What a container has that nobody asked anything else for.
@@ -237,7 +270,7 @@ def complaints(path):
 def an_agent_without_privileges_works_on_a_read_only_root(of):
     """It complains of nothing that one with all privileges, which loaded the modules that are there, does not complain of on this kernel."""
     with containerd(of) as runtime:
-        for netfilter, sign in (("nftables", ["nft", "list", "ruleset"]), ("iptables", ["iptables-nft-save"])):
+        for netfilter, listing, sign in (("nftables", ["nft", "list", "tables"], "sluice_policy"), ("iptables", ["iptables-nft-save"], "KUBE-ROUTER-FORWARD")):
             said_by = {}
             for name in ("privileged", "unprivileged"):
                 with network() as namespace:
@@ -253,7 +286,7 @@ def an_agent_without_privileges_works_on_a_read_only_root(of):
 
                     def answer():
                         text = own.run(*inside, "sh", "-c", "curl -s http://127.0.0.1:20244/readyz || true")
-                        return text if "first round" not in text and "KUBE-" in own.run(*inside, *sign) + "KUBE-" * (netfilter == "nftables") else ""
+                        return text if "first round" not in text and sign in own.run(*inside, *listing) else ""
                     that(own.wait(lambda: answer(), 60, 0.5), "the agent gets nothing done:", answer())
                     that(own.wait(lambda: own.run(*inside, "sysctl", "-n", SETTING) == "0\n", 30, 0.5), name, netfilter, SETTING, "is not written:", answer())
                     said_by[name] = (answer(), complaints(f"{folder}/log"))
@@ -269,4 +302,5 @@ def an_agent_without_privileges_works_on_a_read_only_root(of):
 
 
 ALL = [the_image_is_imported_under_the_name_that_a_kubelet_asks_for, an_agent_of_the_image_works_with_the_programs_of_the_image,
-       the_minimal_image_does_its_work_on_a_host_with_nftables, a_privileged_agent_works_on_a_read_only_root_with_the_mounts_of_k0s_alone, an_agent_without_privileges_works_on_a_read_only_root]
+       the_minimal_image_does_its_work_on_a_host_with_nftables, a_privileged_agent_works_on_a_read_only_root_with_the_mounts_of_k0s_alone,
+       an_agent_whose_last_known_state_goes_with_its_container_says_so, an_agent_without_privileges_works_on_a_read_only_root, an_archive_of_both_processors_gives_this_machine_its_own_image]

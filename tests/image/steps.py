@@ -81,6 +81,19 @@ def the_init_step_of_our_manifests_installs_plugins_and_the_agents_own(of):
         that(sorted(os.listdir(f"{folder}/opt/cni/bin")) == sorted([*PLUGINS, "sluice-cni"]), path, os.listdir(f"{folder}/opt/cni/bin"))
         done = subprocess.run([f"{folder}/opt/cni/bin/sluice-cni"], input='{"cniVersion":"1.0.0"}', capture_output=True, text=True, env={"CNI_COMMAND": "VERSION"})
         that("supportedVersions" in done.stdout, "on the host:", said(done))
+        plugin = f"{folder}/opt/cni/bin/sluice-cni"
+        before = os.stat(plugin)
+        # Again, in a folder that nobody can write to any more, with the plugins in it: all are there, and nothing is to be done.
+        read_only = 'mount -o remount,bind,ro "$ROOT/opt"'
+        done = of.root.run("/bin/sh", "-ec", found[1], binds=binds, outside=read_only)
+        that(done.returncode == 0 and "sluice-cni" not in said(done), path, said(done))
+        that((os.stat(plugin).st_ino, os.stat(plugin).st_mtime_ns) == (before.st_ino, before.st_mtime_ns), path, "it was copied again")
+        # And without the agent's own: nobody needs it until a CNI file names it.
+        os.unlink(plugin)
+        for text, status in (("", 0), ('{"plugins": [{"type": "sluice-cni"}]}', 1)):
+            own.write(f"{folder}/net.d/10-kuberouter.conflist", text)
+            done = of.root.run("/bin/sh", "-ec", found[1], binds=binds, outside=read_only)
+            that(done.returncode == status and "sluice-cni cannot be installed" in done.stderr, path, done.returncode, said(done))
         ran += 1
     that(ran >= 4, "only", ran, "manifests have an init step")
 

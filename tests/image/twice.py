@@ -1,12 +1,15 @@
 """The same image each time; and what is said when a locked package is not to be had."""
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
+import tarfile
 import time
 from unittest import mock
 
-from labkit import image, image_go, image_packages, own, release
+from labkit import image, image_go, image_oci, image_packages, own, release
 from labkit.image_tree import Tree
 from root import said, that
 
@@ -107,11 +110,48 @@ def an_older_program_for_another_processor_is_in_no_release(of):
     that(done.returncode == 1 and f"{older} is not of version" in done.stderr and not os.listdir(folder), said(done))
 
 
-def an_image_for_another_processor_has_programs_for_it_alone(of):
-    """With one of the Go programs in the agent's place, for which this machine has no compiler."""
+def for_arm64():
+    """The minimal image with one of the Go programs in the agent's place, for which this machine has no compiler."""
     stand_in = image_go.compiled("cni", image_go.PLUGINS_OF, "plugins/main/loopback", "arm64")
     recipe = image.Recipe("arm64", "minimal", stand_in, image.source_date())
     recipe.go = {"usr/libexec/cni/loopback": stand_in}
+    return recipe
+
+
+def joined(of):
+    """The minimal images of both processors in one archive, made by the first test that asks for it: its path, and the digest of its index."""
+    if not hasattr(of, "joined"):
+        folder = of.scratch("joined")
+        there, _, _ = image.make(for_arm64(), folder)
+        data, digest = image_oci.joined([of.minimal.archive, there], image.NAME, f"{of.version}-minimal", image.source_date())
+        again, _ = image_oci.joined([there, of.minimal.archive], image.NAME, f"{of.version}-minimal", image.source_date())
+        that(data == again, "the order in which they are named makes other bytes")
+        path = f"{folder}/both.tar"
+        with open(path, "wb") as handle:
+            handle.write(data)
+        of.joined = (path, digest)
+    return of.joined
+
+
+def images_of_both_processors_in_one_archive_are_one_image_and_the_same_as_apart(of):
+    path, digest = joined(of)
+    with tarfile.open(path) as archive:
+        files = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    [named] = json.loads(files.pop("index.json"))["manifests"]
+    that(named["digest"] == digest and named["mediaType"].endswith("image.index.v1+json"), named)
+    that(named["annotations"]["io.containerd.image.name"] == f"docker.io/library/sluice:{of.version}-minimal", named)
+    manifests = json.loads(files["blobs/" + digest.replace(":", "/")])["manifests"]
+    that([one["platform"]["architecture"] for one in manifests] == ["amd64", "arm64"], manifests)
+    that(manifests[0]["digest"] == of.minimal.index["manifests"][0]["digest"], "another image than in its own archive:", manifests)
+    that(set(files) - {"oci-layout"} == {f"blobs/sha256/{hashlib.sha256(files[name]).hexdigest()}" for name in files if name != "oci-layout"}, *files)
+    for one in manifests:
+        manifest = json.loads(files["blobs/" + one["digest"].replace(":", "/")])
+        for blob in (manifest["config"], *manifest["layers"]):
+            that(len(files["blobs/" + blob["digest"].replace(":", "/")]) == blob["size"], blob)
+
+
+def an_image_for_another_processor_has_programs_for_it_alone(_of):
+    recipe = for_arm64()
     programs, links = 0, 0
     for tree, _, _ in recipe.trees():
         for path, entry in tree.entries.items():
@@ -166,5 +206,6 @@ def the_files_alone_are_those_of_the_archive(of):
 
 ALL = [two_runs_give_the_same_bytes, only_the_last_layer_changes_with_the_program, a_package_that_is_not_to_be_had_is_named_with_what_to_do,
        a_package_that_the_archive_has_replaced_comes_from_its_state_on_the_day_of_the_lock, where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has,
-       a_binary_for_another_processor_is_refused, an_older_program_for_another_processor_is_in_no_release, an_image_for_another_processor_has_programs_for_it_alone, the_lock_has_every_package_of_the_list_for_both_processors,
+       a_binary_for_another_processor_is_refused, an_older_program_for_another_processor_is_in_no_release, an_image_for_another_processor_has_programs_for_it_alone,
+       images_of_both_processors_in_one_archive_are_one_image_and_the_same_as_apart, the_lock_has_every_package_of_the_list_for_both_processors,
        files_that_debian_names_by_links_stand_below_usr, the_dockerfile_makes_the_same_image, the_files_alone_are_those_of_the_archive]
