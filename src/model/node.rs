@@ -240,6 +240,17 @@ impl Node {
         self
     }
 
+    /// The same Node without its external peers, which are its own agent's alone.
+    #[must_use]
+    pub fn without_external_peers(mut self: Arc<Node>) -> Arc<Node> {
+        let Routing { peers, unread_peers, .. } = self.routing();
+        if !peers.is_empty() || *unread_peers != UnreadPeers::None {
+            let rest = Routing { peers: Vec::new(), unread_peers: UnreadPeers::None, ..self.routing().clone() };
+            Arc::make_mut(&mut self).routing = Some(Box::new(rest)).filter(|rest| **rest != Routing::default());
+        }
+        self
+    }
+
     fn listed(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         self.first(NodeAddressKind::Internal, &fits).or_else(|| self.first(NodeAddressKind::External, &fits))
     }

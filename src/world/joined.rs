@@ -379,7 +379,9 @@ impl Joined {
                 self.own_node.clone_from(&value);
                 set(&mut own.nodes, name, value.map(|node| as_detected(node, &self.host)))
             }
-            Object::Node(name, value) => set(&mut own.nodes, name, value),
+            Object::Node(name, value) if self.host.node_name.is_empty() => set(&mut own.nodes, name, value),
+            // Their passwords are nothing to this host, and a change of them is none to anybody.
+            Object::Node(name, value) => set(&mut own.nodes, name, value.map(Node::without_external_peers)),
             Object::Pod(name, value) => {
                 let shown = self.attachments.put(&name, value.map(|pod| of_node(pod, &self.host.node_name)));
                 shown.into_iter().fold(false, |changed, (name, pod)| set(&mut own.pods, name, pod) | changed)

@@ -1,8 +1,11 @@
 //! External peers of our own Node whose annotations cannot be read.
 
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::k8s::Warnings;
 use crate::k8s::annotations::routing;
+use crate::model::Reflection;
 use crate::net::Password;
 
 const GOOD: &str =
@@ -142,4 +145,22 @@ fn at_a_start_the_disk_has_the_peers_that_cannot_be_read_but_not_their_passwords
     // Without a file there is nothing to be had, and it is not asked again.
     let mut joined = started(&[("peers", "{")]);
     assert!(!joined.recall(&Cluster::default()) && !joined.lacks_good_versions());
+}
+
+#[test]
+fn external_peers_of_other_nodes_and_their_passwords_are_not_kept_and_a_change_of_them_is_no_news() {
+    let mut joined = started(&[("peers", GOOD)]);
+    let reflector = ("rr.client", "42");
+    joined.put(node("node-2", &[("peers", GOOD), reflector]));
+    let routing = |joined: &Joined, name: &str| {
+        joined.cluster.nodes.get(&name.into()).expect("it is known").routing.as_deref().cloned()
+    };
+    let of_other = routing(&joined, "node-2").expect("it is a client");
+    assert_eq!((of_other.peers.len(), of_other.reflection), (0, Reflection::Client(Ipv4Addr::new(0, 0, 0, 42))));
+    for text in ["- {remoteip: 198.51.100.1, remoteasn: 65009, password: dHdv}", "{", ""] {
+        assert!(!joined.put(node("node-2", &[("peers", text), reflector])), "{text}");
+    }
+    joined.put(node("node-3", &[("peers", "{")]));
+    assert_eq!(routing(&joined, "node-3"), None);
+    assert_eq!(peers(&joined).len(), 2, "our own stay");
 }
