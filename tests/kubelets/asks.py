@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""Asks a Service on and on: asks.py ADDRESS LOG PAUSE. Each answered request is a line `ok` in LOG, and each that failed says when its round began, and why. One connection to the port that sends back
-what it gets is kept all the while, a line `kept` for each answer. It ends when the file LOG.end is there.
+"""Asks a Service on and on: asks.py ADDRESS LOG PAUSE. Each line in LOG begins with when its round began. Behind it stands `ok` for an answered request and after how many seconds, or why it failed.
+One connection to the port that sends back what it gets is kept all the while, `kept` and the seconds for each answer. It ends when the file LOG.end is there.
 """
 import http.client
 import os
@@ -10,7 +10,7 @@ import time
 import urllib.request
 
 WEB, ECHO = 80, 9000  # ports of the Service
-PATIENCE = 20  # seconds
+PATIENCE = 20  # seconds; longer than any answer may take, so that a late one says how late it was
 CLOSED = "the connection that was kept was closed"
 
 
@@ -23,18 +23,19 @@ def main(address, path, pause):
     kept = None
     with open(path, "a", buffering=1) as log:
         while not os.path.exists(f"{path}.end"):
-            began = now()
+            began, since = now(), time.monotonic()
             try:
                 with urllib.request.urlopen(f"http://{address}:{WEB}/name", timeout=PATIENCE) as answer:
                     answer.read()
-                log.write("ok\n")
+                log.write(f"{began} ok {time.monotonic() - since:.3f}\n")
             except (OSError, http.client.HTTPException) as error:
                 log.write(f"{began} {error}\n")
+            since = time.monotonic()
             try:
                 kept = kept or socket.create_connection((address, ECHO), PATIENCE)
                 kept.sendall(b"?")
                 is_kept = kept.recv(1) == b"?"
-                log.write("kept\n" if is_kept else f"{began} {CLOSED}\n")
+                log.write(f"{began} kept {time.monotonic() - since:.3f}\n" if is_kept else f"{began} {CLOSED}\n")
                 kept = kept if is_kept else None
             except OSError as error:
                 log.write(f"{began} the connection that was kept: {error}\n")

@@ -52,7 +52,8 @@ class Bed:
         self.kubectl("get", "--raw", "/openapi/v2")
         self.store(programs, [*self.images(programs), *self.archives])
         facts = {"cluster": self.cluster, "programs": programs, "nodes": every, "join": self.joining, "store": f"{self.folder}/store",
-                 "tunnel": tunnel if self.kind == "native" else meeting(tunnel), "kubelet": PLACES[self.kind]["kubelet"], "proxy_mode": self.proxy_mode}
+                 "tunnel": tunnel if self.kind == "native" else meeting(tunnel), "kubelet": PLACES[self.kind]["kubelet"], "proxy_mode": self.proxy_mode,
+                 "proxy_cidr": ",".join(net.POD_RANGES)}
         own.write(f"{self.folder}/facts.json", json.dumps(facts), 0o600)
         shares = [f"{own.TREE}:ro", f"{self.folder}:rw"]
         self.place.up(memory=2048 + 1536 * every, shares=shares, processors=1, seconds=self.seconds)
@@ -105,6 +106,14 @@ class Bed:
         for i in range(1, self.nodes + 1):
             self.inside("proxy", str(i), f"{self.folder}/facts.json", "end", timeout=600)
         self.has_kube_proxy = False
+
+    def kube_proxy_anew(self, cidr):
+        """Starts it again on one node after the other, with another range that it takes for that of pods."""
+        own.write(f"{self.folder}/facts.json", json.dumps({**own.read_json(f"{self.folder}/facts.json"), "proxy_cidr": cidr}), 0o600)
+        for i in range(1, self.nodes + 1):
+            self.inside("proxy", str(i), f"{self.folder}/facts.json", "end", timeout=600)
+            self.start_kube_proxy(i)
+            self.use_kube_proxy(i)
 
     def manifest(self):
         """The path of what is applied."""

@@ -1,20 +1,26 @@
 """A move from Calico to Sluice's pod network and back, step by step as docs/migration.md has it, while requests go on on every node; kube-proxy stays.
 
-There is no Calico here: nodes have what it makes in kernel and files (a block of addresses for each node, outside of the ranges of Nodes, routes between them, chains, and a pair of links
+There is no Calico here: nodes have what it makes in kernel and files (a block of addresses for each node, routes between them, chains, and a pair of links
 for each pod without a bridge), the API has its objects that the page asks for and a DaemonSet whose pods do nothing, and a reboot takes away from a node what it takes away from Calico's.
+
+As kubeadm with Calico has it, its pool is the range out of which the control plane gives each Node one (`spec.podCIDRs`), and what kube-proxy takes for that of pods. Agents
+have ranges outside of it, by annotations.
 """
 import json
 import re
 
-from labkit import cluster, net
+from labkit import cluster, net, own
 
+import moves
 import newcomer
 import page
 from moves import PLUGINS, Move
 from newcomer import AGENTS, ready_nodes, ready_pods, that
 
 NAME = "calico"
-POOL, GROUP = "10.245.0.0/16", "crd.projectcalico.org"
+POOL, GROUP = net.POD_RANGES[0], "crd.projectcalico.org"
+# Of our pods, and a range that covers both.
+CIDR, WIDER = "10.245.0.0/16", "10.244.0.0/15"
 CONF, KUBECONFIG = "/etc/cni/net.d/10-calico.conflist", "/etc/cni/net.d/calico-kubeconfig"
 # The agents' routes come from Node objects: BGP's port is Calico's.
 VALUES = ["extraArgs[0]=--node-routes=api"]
@@ -22,9 +28,16 @@ MANIFEST = "generic-kuberouter"
 
 
 def block(i):
-    return f"10.245.{i}.0/26"
+    """In the range of a Node's spec, of which nobody makes use."""
+    return f"10.244.{i - 1}.64/26"
 
 
+def given(i):
+    """The range of a node that its annotation names."""
+    return f"10.245.{i}.0/24"
+
+
+ENFORCED = 120  # seconds in which a policy has to be in force on all nodes
 STATUS = f"{cluster.INSTALLED}/kube-router-node-status.yaml"
 AGENT = ("-n", "kube-system", "-l", f"k8s-app={NAME}-node")
 
@@ -57,14 +70,15 @@ def unavailable(bed, i):
 
 
 class FromCalico(Move):
-    conf, network = CONF, "pairs"
+    conf, network, cidr = CONF, "pairs", CIDR
 
     def __init__(self):
         super().__init__(NAME)
 
     def tests(self):
-        every = [self.nodes_have_calico, self.requests_go_on, self.agents_start_beside_it, self.its_daemonset_leaves_out_nodes_of_ours, self.node_after_node_gets_our_network,
-                 self.calico_goes, self.a_policy_is_enforced, self.node_after_node_gets_calico_back, self.agents_go_and_leave_nothing]
+        every = [self.nodes_have_calico, self.requests_go_on, self.nodes_get_ranges_outside_of_the_pool, self.kube_proxy_gets_a_range_of_both, self.agents_start_beside_it,
+                 self.its_daemonset_leaves_out_nodes_of_ours, self.node_after_node_gets_our_network,
+                 self.calico_goes, self.a_policy_is_enforced, self.a_policy_admits_pods_by_their_labels_through_the_service, self.node_after_node_gets_calico_back, self.agents_go_and_leave_nothing]
         return [(f"{NAME}: {test.__name__}", test) for test in every]
 
     def links_of_pods(self, bed, i, network):
@@ -80,6 +94,7 @@ class FromCalico(Move):
     def nodes_have_calico(self, bed):
         newcomer.nodes_wait_for_a_network(bed)
         self.has_calico = set(self.nodes(bed))
+        newcomer.put_what_kubeadm_leaves(bed, POOL)
         self.put_objects(bed, its_daemonset())
         bed.apply(*map(affinity, self.nodes(bed)))
         for i in self.nodes(bed):
@@ -121,15 +136,89 @@ class FromCalico(Move):
 
     # ------------------------------------------------------------------ the steps
 
-    def agents_start_beside_it(self, bed):
-        ranges = bed.kubectl("get", "nodes", "-o", "custom-columns=NAME:.metadata.name,RANGES:.spec.podCIDRs")
+    def nodes_get_ranges_outside_of_the_pool(self, bed):
+        """Those of their specs lie in it, which the page's command shows, and what takes their place, too."""
         pools = bed.kubectl("get", f"ippools.{GROUP}", "-o", "yaml")
-        that(all(f"node{i}" in ranges for i in self.nodes(bed)) and "10.244." in ranges and POOL in pools, ranges, pools)
+        that(POOL in pools, pools)
+        for i in self.nodes(bed):
+            bed.shell(page.giving_a_range(f"node{i}", given(i)))
+        said = bed.shell(page.ranges_of_nodes())
+        found = [re.search(rf"^node{i} +\[10\.244\.\d+\.0/24[^\]]*\] +{re.escape(given(i))}$", said, flags=re.M) for i in self.nodes(bed)]
+        that(all(found), said)
+
+    def kube_proxy_gets_a_range_of_both(self, bed):
+        """By the page's command for its ConfigMap; that it starts anew is the bed's to do. Nothing reads the ConfigMap here: what it has is what kube-proxy starts with."""
+        self.read_by_kube_proxy(bed, POOL)
+        bed.shell(page.widening(WIDER))
+        self.read_by_kube_proxy(bed, WIDER)
+        bed.kube_proxy_anew(WIDER)
+        self.no_request_failed(bed)
+
+    def read_by_kube_proxy(self, bed, cidr):
+        data = bed.get("configmap", "kube-proxy", "-n", "kube-system")["data"]
+        that(re.findall(r"^clusterCIDR: (.*)$", data["config.conf"], flags=re.M) == [cidr] and "kubeconfig.conf" in data, data)
+
+    def agents_start_beside_it(self, bed):
         bed.kubectl("apply", "-f", STATUS)
         super().agents_start_beside_it(bed)
+        for i in self.nodes(bed):
+            conf = json.loads(bed.on(i, f"cat {moves.OURS}"))
+            subnets = re.findall(r'"subnet": "([^"]+)"', json.dumps(conf))
+            that(subnets == [given(i)], f"pods of node {i} would be in", subnets)
+            routes = bed.on(i, f"ip route show root {CIDR} proto 17").split()
+            that([one for one in routes if "/" in one] == [given(j) for j in self.nodes(bed) if j != i], f"node {i} has routes to pods of", routes)
+            that("proto 17" not in bed.on(i, f"ip route show root {POOL}"), "node", i, "has a route of its agent into Calico's pool")
+
+    def a_policy_admits_pods_by_their_labels_through_the_service(self, bed):
+        """A pod of each node with the label is answered by the Service each time, by pods of both nodes, and one without it never is: kube-proxy masquerades none of them. One
+        that came with the address of its node would be refused by pods of the other node."""
+        names = ("friend", "stranger")
+        for i in self.nodes(bed):
+            bed.apply(*({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"{name}{i}", "labels": {"app": name}}, "spec": {
+                "nodeName": f"node{i}", "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, "containers": [newcomer.container("client", "exec sleep 1000000")]}} for name in names))
+        bed.wait("clients are ready", lambda: all(len(ready_pods(bed, "-l", f"app={name}")) == bed.nodes for name in names))
+        at = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in bed.get("pods")["items"]}
+        that(all(at[f"{name}{i}"].startswith(given(i).rpartition(".")[0] + ".") for name in names for i in self.nodes(bed)), at)
+        self.each_node_has_a_pod_of_the_service(bed)
+        spaces = {f"{name}{i}": bed.on(i, f"for n in $(ls /run/netns); do ip -n $n -4 -o addr | grep -qF ' {at[f'{name}{i}']}/' && echo $n; done; true").strip() for name in names for i in self.nodes(bed)}
+        # As many in a row as reach every pod of the Service by chance; who is refused is told so once in a second (`icmp_ratelimit`).
+        counts = {name: (10 if name.startswith("friend") else 4) * self.pods for name in spaces}
+        ask = f"for n in $(seq {{}}); do curl -s -m 5 -o /dev/null http://{newcomer.web_address(bed)}/name && echo ok || echo refused; done"
+
+        def said(who=""):
+            return {name: set(bed.on(int(name[-1]), f"nsenter --net=/run/netns/{space} sh -c '{ask.format(counts[name])}'; true", timeout=600).split()) for name, space in spaces.items() if name.startswith(who)}
+        bed.apply({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "friends"}, "spec": {
+            "podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}]}})
+        own.wait(lambda: all(words == {"refused"} for words in said("stranger").values()), ENFORCED, 1)
+        answers = said()
+        that(all(words == {"ok" if name.startswith("friend") else "refused"} for name, words in answers.items()), "under the policy, with and without the label:", answers)
+        own.say(f"  requests, by pod: {counts}; answered with the label, refused without it")
+        bed.kubectl("delete", "networkpolicy", "friends")
+        bed.kubectl("delete", "pod", *spaces)
+        bed.wait("pods reach pods", lambda: set().union(*self.answered_on_hosts(bed)) == {"ok"}, 300)
+        for i in self.nodes(bed):
+            bed.on(i, f": > {moves.LOG}")
+
+    def each_node_has_a_pod_of_the_service(self, bed):
+        """Wherever the scheduler has put them."""
+        names = {f"node{i}" for i in self.nodes(bed)}
+
+        def places():
+            return {pod["spec"]["nodeName"] for pod in ready_pods(bed, "-l", "app=web")}
+        for name in sorted(names - places()):
+            bed.kubectl("cordon", *sorted(names - {name}))
+            bed.kubectl("delete", "pod", ready_pods(bed, "-l", "app=web")[0]["metadata"]["name"])
+            bed.wait("a pod of the Service is there", lambda name=name: name in places())
+            bed.kubectl("uncordon", *sorted(names - {name}))
+        self.pods_are_ready(bed)
+        that(places() == names, "pods of the Service are on", places())
+
+    def answered_on_hosts(self, bed):
+        """What nodes are answered by the Service, once the policy is gone everywhere."""
+        return [{"ok" if one != newcomer.FAILED else one for one in newcomer.answers(bed, i, f"{newcomer.web_address(bed)}:80", 4 * self.pods)} for i in self.nodes(bed)]
 
     def its_daemonset_leaves_out_nodes_of_ours(self, bed):
-        for command in page.leaving_out():
+        for command in page.leaving_out("calico-node"):
             bed.shell(command)
         that(self.nodes_of_its_pods(bed) == set(self.nodes(bed)), "its pods are on", self.nodes_of_its_pods(bed))
         self.no_request_failed(bed)
@@ -146,7 +235,7 @@ class FromCalico(Move):
                 bed.on(j, f"ip route delete {block(i)}")
             bed.wait("the agent is ready", lambda: any(pod["spec"]["nodeName"] == f"node{i}" for pod in ready_pods(bed, *AGENTS)))
             bed.wait("its network counts as there", lambda: not unavailable(bed, i), 300)
-            bed.wait("its routes are there", lambda: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 300)
+            bed.wait("its routes are there", lambda: "proto 17" in bed.on(i, f"ip route show root {CIDR}"), 300)
             that("cali" not in bed.on(i, "iptables-save; ipset list -n"), "a reboot left something of Calico's")
             for j, block_of in self.blocks(bed).items():
                 if j in self.has_calico:
@@ -179,10 +268,10 @@ class FromCalico(Move):
 
     def node_after_node_gets_calico_back(self, bed):
         """Its DaemonSet comes with what leaves out nodes of ours, which all of them are at first; agents stay beside it until all are through."""
-        patch, _ = page.leaving_out()
-        affinity = json.loads(re.search(r"'([^']+)'", patch)[1])["spec"]["template"]["spec"]
+        patch, _ = page.leaving_out("calico-node")
+        leaves_out = json.loads(re.search(r"'([^']+)'", patch)[1])["spec"]["template"]["spec"]
         daemonset = its_daemonset()
-        daemonset["spec"]["template"]["spec"].update(affinity)
+        daemonset["spec"]["template"]["spec"].update(leaves_out)
         self.put_objects(bed, daemonset)
 
         def commands(i):
@@ -199,7 +288,7 @@ class FromCalico(Move):
                 bed.on(j, self.routes(bed, j))
             for j in set(self.nodes(bed)) - self.has_calico:
                 bed.on(j, f"ip route add {self.blocks(bed)[i]} via {self.address(bed, i)}")
-            bed.wait("the agent's routes are there", lambda: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 300)
+            bed.wait("the agent's routes are there", lambda: "proto 17" in bed.on(i, f"ip route show root {CIDR}"), 300)
             self.ask_for_ever(bed, i)
         self.each_node(bed, commands, "kube-bridge", self.network)
 

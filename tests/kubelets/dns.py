@@ -5,7 +5,7 @@ from labkit import net
 
 from bed import DNS_ADDRESS
 from integrators import READ
-from newcomer import condition, ready_pods, that, web_addresses
+from newcomer import LATEST, condition, ready_pods, that, web_addresses
 
 COREFILE = """.:53 {
   errors
@@ -20,12 +20,14 @@ COREFILE = """.:53 {
   loadbalance
 }
 """
-# Asks by UDP and by TCP for an address record, and prints the answers' addresses: what a resolver does, without the host's.
+MANY = 50
+# Asks by UDP and by TCP for an address record, as often as is said, and prints the answers' addresses, `lost` for none: what a resolver does, without the host's and without its second tries.
+# A datagram has a port and a number of its own each time.
 ASK = """
 import socket, struct, sys
-server, name = sys.argv[1:]
+server, name, times, patience = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 question = b"".join(bytes([len(one)]) + one.encode() for one in name.split(".")) + b"\\0" + struct.pack("!HH", 1, 1)
-query = struct.pack("!HHHHHH", 7, 0x100, 1, 0, 0, 0) + question
+query = b""
 
 def addresses(answer):
     count, at = struct.unpack("!H", answer[6:8])[0], 12 + len(question)
@@ -38,14 +40,26 @@ def addresses(answer):
             yield socket.inet_ntoa(answer[at + 10:at + 14])
         at += 10 + size
 
-udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-udp.settimeout(10)
-udp.sendto(query, (server, 53))
-print(*addresses(udp.recv(4096)))
-tcp = socket.create_connection((server, 53), 10)
-tcp.sendall(struct.pack("!H", len(query)) + query)
-stream = tcp.makefile("rb")
-print(*addresses(stream.read(struct.unpack("!H", stream.read(2))[0])))
+def by_udp():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.settimeout(patience)
+        udp.sendto(query, (server, 53))
+        return udp.recv(4096)
+
+def by_tcp():
+    with socket.create_connection((server, 53), patience) as tcp:
+        tcp.sendall(struct.pack("!H", len(query)) + query)
+        stream = tcp.makefile("rb")
+        return stream.read(struct.unpack("!H", stream.read(2))[0])
+
+for number in range(1, times + 1):
+    query = struct.pack("!HHHHHH", number, 0x100, 1, 0, 0, 0) + question
+    for ask in (by_udp, by_tcp):
+        try:
+            answer = ask()
+            print(*(addresses(answer) if answer[:2] == query[:2] else ["another"]))
+        except (OSError, struct.error):
+            print("lost")
 """
 
 
@@ -77,17 +91,19 @@ def put(bed):
 
 
 def names_of_services_are_found(bed):
-    """From the node and from every pod on it, by UDP and by TCP; the DNS itself finds the API server by its Service."""
+    """From the node and from every pod on it, by UDP and by TCP; the DNS itself finds the API server by its Service. Once it was answered, nobody loses one of many questions."""
     items = put(bed)
     bed.wait("the DNS is ready", lambda: len(ready_pods(bed, "-n", "kube-system", "-l", "k8s-app=kube-dns")) == 1)
     expected = [web_addresses(bed)[0]] * 2
     for i in range(1, bed.nodes + 1):
         bed.put(i, f"{net.RUN}/n{i}/ask.py", ASK)
-        asking = f"/usr/bin/python3 -B {net.RUN}/n{i}/ask.py {DNS_ADDRESS} web.default.svc.cluster.local"
+        asking = f"/usr/bin/python3 -B {net.RUN}/n{i}/ask.py {DNS_ADDRESS} web.default.svc.cluster.local {{}} {{}}"
         spaces = [None, *bed.on(i, "ls /run/netns").split()]
         that(len(spaces) > 1, "no pod on node", i)
         for space in spaces:
             script = f"nsenter --net=/run/netns/{space} {asking}" if space else asking
-            bed.wait(f"node {i}, {space or 'itself'}", lambda i=i, script=script: bed.on(i, f"{script}; true").split() == expected, 300)
+            bed.wait(f"node {i}, {space or 'itself'}", lambda i=i, script=script: bed.on(i, f"{script.format(1, 10)}; true").split() == expected, 300)
+            said = bed.on(i, f"{script.format(MANY, LATEST[bed.kind])}; true", timeout=60 + 2 * MANY * LATEST[bed.kind]).split()
+            that(said == expected * MANY, f"node {i}, {space or 'itself'}: of {2 * MANY} questions {said.count('lost')} were lost; answers:", sorted(set(said)))
     bed.kubectl("delete", "-f", "-", text_in=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     bed.wait("the DNS is gone", lambda: not any(condition(pod, "Ready") for pod in bed.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"]))

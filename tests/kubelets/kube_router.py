@@ -23,8 +23,8 @@ TABLES = "nft list tables | grep sluice; true"
 
 
 def admitted(lines):
-    """Of what a client has written (`asks.py`) that which the Service has let in, on either port: a connection that a server closes was one."""
-    return [line for line in lines if line in ("ok", "kept") or line.endswith(asks.CLOSED)]
+    """Of what a client has written (`asks.py`) that which the Service has let in, on either port: a late answer was one, and a connection that a server closes."""
+    return [line for line in lines if line in ("ok", "kept") or moves.LATE in line or line.endswith(asks.CLOSED)]
 
 
 class Move(moves.Move):
@@ -214,7 +214,7 @@ class Move(moves.Move):
         bed.wait("pods are replaced", replaced)
         for (i, who), lines in self.asked_until_now(bed).items():
             # A connection that is kept ends with its pod, and its successor is answered.
-            failed = [line for line in lines if line != "ok" and "kept" not in line]
+            failed = [line for line in lines if line != "ok" and ("kept" not in line or moves.LATE in line)]
             wrong = [*failed, *([] if "kept" in lines else ["no connection was kept"])] if who == "friend" else admitted(lines)
             that(not wrong, "node", i, who, wrong[:10])
         self.strangers_have_a_network(bed)

@@ -4,6 +4,7 @@ Services move too, from it and back to it.
 There is no flannel here: nodes have what it makes in kernel and files, and what deletes its pods leaves that as it is. Pods answer for some seconds when they are told to end, as
 servers behind a Service do. Each node has a pod of a DaemonSet, too, which a drain leaves where it is.
 """
+import datetime
 import json
 import os
 import re
@@ -23,6 +24,8 @@ MASQUERADE = ["-N FLANNEL-POSTRTG", "-A POSTROUTING -m comment --comment 'flanne
               "-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN", "-A FLANNEL-POSTRTG -s {mine} -d {all} -j RETURN", "-A FLANNEL-POSTRTG -s {all} -d {mine} -j RETURN",
               "-A FLANNEL-POSTRTG ! -s {all} -d {mine} -j RETURN", "-A FLANNEL-POSTRTG -s {all} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully",
               "-A FLANNEL-POSTRTG ! -s {all} -d {all} -j MASQUERADE --random-fully"]
+FORWARDED = ["-N FLANNEL-FWD", "-A FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD", "-A FLANNEL-FWD -s {all} -m comment --comment 'flanneld forward' -j ACCEPT",
+             "-A FLANNEL-FWD -d {all} -m comment --comment 'flanneld forward' -j ACCEPT"]
 LOG = "/var/lib/kubelet/requests"
 ASKS = os.path.join(os.path.dirname(os.path.realpath(__file__)), "asks.py")
 # What kube-proxy has in a kernel, in any of its modes; prints nothing where it has nothing.
@@ -32,11 +35,29 @@ KUBE_PROXYS = ("for p in iptables ip6tables; do for f in nft legacy; do $p-$f-sa
 SERVED = {"iptables": "iptables-save -t nat | grep -- '-A KUBE-SERVICES -d {address}/32'; true", "nftables": "nft list map ip kube-proxy service-ips 2>/dev/null | grep -F '{address} '; true",
           "ipvs": "ip -4 -o addr show dev kube-ipvs0 2>/dev/null | grep -F ' {address}/32'; true"}
 GRACE = 10
-# For how many seconds after its first rules kube-proxy may make requests fail in its mode nftables, in which it empties IPVS first: it writes one Service after the other.
-STARTS = 30
+# For how many seconds after its first rules kube-proxy may make requests fail in its mode nftables, in which it empties IPVS first: it writes one Service after the other. What
+# fails for that reason fails within so many of the first one that does, on each node.
+STARTS, REFUSES = 30, 10
+LATE = "answered after"  # in the place of an answer that came too late
 # How fast pods are probed and asked, by the place of the nodes: all of a guest's have one emulated processor. Seconds.
 PACE = {"native": {"probe": {"periodSeconds": 1}, "more pods": 2, "patience": 5, "pause": 0.2},
         "guest": {"probe": {"periodSeconds": 5, "timeoutSeconds": 10, "failureThreshold": 10}, "more pods": 1, "patience": 20, "pause": 1}}
+
+
+def judged(line, latest):
+    """What stands behind when the round of a line of a log began: `ok` or `kept` of an answer within so many seconds, else the time and what went wrong; and after how many seconds it came,
+    where one did."""
+    began, _, said = line.partition(" ")
+    if not (found := re.fullmatch(r"(ok|kept) (\d+\.\d+)", said)):
+        return line, None
+    word, seconds = found[1], float(found[2])
+    return (word if seconds <= latest else f"{began} {word}: {LATE} {seconds:.2f} s"), seconds
+
+
+def length(lines):
+    """From the beginning of the first one of these that failed to that of the last one: seconds."""
+    times = sorted(datetime.datetime.fromisoformat(line.partition(" ")[0]) for line in lines)
+    return (times[-1] - times[0]).total_seconds() if times else 0
 
 
 def beyond(failed, spans):
@@ -44,16 +65,33 @@ def beyond(failed, spans):
     return {who: [line for line in lines if who not in spans or not spans[who][0] <= line.partition(" ")[0] <= spans[who][1]] for who, lines in failed.items()}
 
 
+FLANNELS = ("-n", "kube-flannel", "-l", "app=flannel")  # its pods
+
+
+def flannels_daemonset():
+    """As its file has it, with pods that do nothing."""
+    linux = {"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]}
+    pod = {"hostNetwork": True, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
+           "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [linux]}]}}},
+           "containers": [container("kube-flannel", "exec sleep 1000000")]}
+    labels = {"app": "flannel", "tier": "node"}
+    return [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-flannel"}},
+            {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "kube-flannel-ds", "namespace": "kube-flannel"},
+             "spec": {"selector": {"matchLabels": {"app": "flannel"}}, "template": {"metadata": {"labels": labels}, "spec": pod}}}]
+
+
 class Move:
     """`kind`: how flannel's nodes reach each other. `serves`: Services move too."""
     # Of the network that is left: its CNI file, and what its pods are on.
     conf, network = OTHERS, "cni0"
+    # The range of all nodes that pods of agents have.
+    cidr = net.POD_RANGES[0]
 
     def __init__(self, kind, serves=False):
         self.kind, self.serves = kind, serves
 
     def tests(self):
-        every = [self.nodes_have_flannel, self.requests_go_on, self.agents_start_beside_it, *([self.kube_proxy_goes] if self.serves else []), self.node_after_node_gets_our_network,
+        every = [self.nodes_have_flannel, self.requests_go_on, self.external_addresses_are_listed, self.its_daemonset_leaves_out_nodes_of_ours, self.agents_start_beside_it, *([self.kube_proxy_goes] if self.serves else []), self.node_after_node_gets_our_network,
                  self.flannel_goes, *([self.agents_need_nothing_of_kube_proxys] if self.serves else []), self.a_policy_is_enforced, self.node_after_node_gets_flannels_network_back, *([self.kube_proxy_comes_back] if self.serves else []),
                  self.agents_go_and_leave_nothing]
         return [(f"{self.kind}: {test.__name__}", test) for test in every]
@@ -68,6 +106,7 @@ class Move:
         newcomer.put_what_kubeadm_leaves(bed)
         ranges = {node["metadata"]["name"]: node["spec"]["podCIDRs"] for node in bed.get("nodes")["items"]}
         self.ranges = {i: next(one for one in ranges[f"node{i}"] if ":" not in one) for i in self.nodes(bed)}
+        bed.apply(*flannels_daemonset())
         for i in self.nodes(bed):
             bed.on(i, f"mkdir -p /opt/cni/bin; cd {net.CNI}; cp {PLUGINS} /opt/cni/bin/")
             self.put_flannel(bed, i)
@@ -83,7 +122,9 @@ class Move:
     def put_flannel(self, bed, i):
         """What its daemon makes when it starts."""
         plan = net.Plan(bed.nodes, 0, 1, True)
-        lines = [f"iptables -t nat {rule.format(mine=self.ranges[i], all=net.POD_RANGES[0])}" for rule in MASQUERADE]
+        lines = [f"iptables -t {table} {rule.format(mine=self.ranges[i], all=net.POD_RANGES[0])}" for table, rules in (("nat", MASQUERADE), ("filter", FORWARDED)) for rule in rules]
+        # As with `EnableNFTables`, so that what takes such tables away has one to take.
+        lines += ["nft add table ip6 flannel-ipv6"]
         if self.kind == "flannel-vxlan":
             lines += [f"ip link add flannel.1 type vxlan id 1 local {plan.addresses(i)[0]} dev eth0 dstport 8472 nolearning", f"ip link set flannel.1 address {self.mac(i)}",
                       f"ip addr add {self.gateway(i)}/32 dev flannel.1", "ip link set flannel.1 up"]
@@ -136,8 +177,8 @@ class Move:
 
     def ask_for_ever(self, bed, i):
         """Requests of a node to the Service, one after the other, until it ends. One that failed says when it began."""
-        ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null http://{web_address(bed)}/name 2>&1"
-        loop = f"touch {LOG}.begun; while :; do at=$(date +%FT%T); if said=$({ask}); then echo ok; else echo $at $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
+        ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null -w %{{time_total}} http://{web_address(bed)}/name 2>&1"
+        loop = f"touch {LOG}.begun; while :; do at=$(date +%FT%T); if said=$({ask}); then echo $at ok $said; else echo $at $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
         # What has not begun a session of its own ends with the command. The log may be there from before a reboot.
         bed.on(i, f"rm -f {LOG}.begun; setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 & until test -e {LOG}.begun; do sleep 0.1; done")
 
@@ -150,14 +191,21 @@ class Move:
         for i in self.nodes(bed):
             before = len(bed.on(i, f"cat {LOG} 2>/dev/null; true").splitlines())
             bed.wait(f"requests of node {i} go on", lambda i=i, n=before: len(bed.on(i, f"cat {LOG}; true").splitlines()) > n + 10, 300)
-        outcomes = {i: bed.on(i, f"cat {LOG}; : > {LOG}").splitlines() for i in self.nodes(bed)}
-        failed = {i: [one for one in found if one != "ok"] for i, found in outcomes.items()}
-        own.say(f"  {sum(map(len, outcomes.values()))} requests, failed: {failed}")
+        outcomes = {i: [judged(line, newcomer.LATEST[bed.kind]) for line in bed.on(i, f"cat {LOG}; : > {LOG}").splitlines()] for i in self.nodes(bed)}
+        failed = {i: [one for one, _ in found if one != "ok"] for i, found in outcomes.items()}
+        slowest = {i: max((seconds for _, seconds in found if seconds is not None), default=None) for i, found in outcomes.items()}
+        own.say(f"  {sum(map(len, outcomes.values()))} requests, failed: {failed}, the slowest answer of each node after seconds: {slowest}")
+        self.fail_within_seconds(failed if spans else {})
         failed = beyond(failed, spans or {})
         for i in [i for i, lines in failed.items() if lines]:
             # As it is behind them; pods and Events say what was before.
             own.say(f"node {i}:\n" + bed.on(i, "ip route; ipvsadm -Ln; ipvsadm -Lnc | head -40; curl -s -m 5 http://127.0.0.1:20244/readyz; date +%FT%T; true"))
         that(not any(failed.values()), "failed requests, by node:", failed, "\n" + bed.state() if any(failed.values()) else "")
+
+    def fail_within_seconds(self, failed):
+        """Where requests may fail, those of who asked that did fail began within some seconds."""
+        long = {who: lines for who, lines in failed.items() if length(lines) > REFUSES}
+        that(not long, f"failed for more than {REFUSES} s:", long)
 
     def pods_are_ready(self, bed):
         bed.wait("pods are ready", lambda: len(ready_pods(bed, "-l", "app=web")) == self.pods and len(bed.get("pods", "-l", "app=web")["items"]) == self.pods)
@@ -193,12 +241,14 @@ class Move:
         self.asking[i, who] = log
 
     def asked(self, bed):
-        """Lines of each who asks, when there are some more."""
-        found = {}
+        """Lines of each who asks, when there are some more: `ok` and `kept` of what was answered in time."""
+        found, self.slowest = {}, {}
         for (i, who), log in self.asking.items():
             before = len(bed.on(i, f"cat {log} 2>/dev/null; true").splitlines())
             bed.wait(f"node {i}, {who}: requests go on", lambda i=i, log=log, n=before: len(bed.on(i, f"cat {log} 2>/dev/null; true").splitlines()) > n + 20, 300)
-            found[i, who] = bed.on(i, f"cat {log}").splitlines()
+            lines = [judged(line, newcomer.LATEST[bed.kind]) for line in bed.on(i, f"cat {log}").splitlines()]
+            found[i, who] = [line for line, _ in lines]
+            self.slowest[f"node {i}, {who}"] = max((seconds for _, seconds in lines if seconds is not None), default=None)
         return found
 
     def asked_until_now(self, bed):
@@ -213,7 +263,7 @@ class Move:
         found = self.asked_until_now(bed)
         failed = {who: [line for line in lines if line not in ("ok", "kept")] for who, lines in found.items()}
         own.say(f"  {sum(lines.count('ok') for lines in found.values())} requests and {sum(lines.count('kept') for lines in found.values())} answers by connections that were kept, "
-                f"failed: {failed}")
+                f"failed: {failed}, the slowest answer after seconds: {self.slowest}")
         that(all(lines.count("ok") > 10 and lines.count("kept") > 10 for lines in found.values()), "nobody was asked:", found)
         return failed
 
@@ -224,6 +274,26 @@ class Move:
 
     # ------------------------------------------------------------------ the steps
 
+    def external_addresses_are_listed(self, bed):
+        """The page's command names those of both kinds, each of which wants a flag of its own."""
+        bed.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "outside"}, "spec": {"type": "LoadBalancer", "externalIPs": ["198.51.100.7"], "ports": [{"port": 80}]}})
+        bed.kubectl("patch", "service", "outside", "--subresource=status", "--type=merge", "-p", json.dumps({"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.8"}, {"ip": "198.51.100.9"}]}}}))
+        line, = [line for line in bed.shell(page.external_addresses()).splitlines() if " outside " in line]
+        that(re.fullmatch(r"default +outside +\S*198\.51\.100\.7\S* +198\.51\.100\.8,198\.51\.100\.9 *", line), line)
+        bed.kubectl("delete", "service", "outside")
+
+    def its_daemonset_leaves_out_nodes_of_ours(self, bed):
+        """Its pods are made anew by the patch, before any agent is there, and keep to nodes of Linux."""
+        bed.wait("its pods are ready", lambda: len(ready_pods(bed, *FLANNELS)) == bed.nodes)
+        before = {pod["metadata"]["name"] for pod in bed.get("pods", *FLANNELS)["items"]}
+        for command in page.leaving_out("kube-flannel-ds"):
+            bed.shell(command)
+        pods = ready_pods(bed, *FLANNELS)
+        that(len(pods) == bed.nodes and not before & {pod["metadata"]["name"] for pod in pods}, "its pods were", before, "and are", [pod["metadata"]["name"] for pod in pods])
+        affinity = json.dumps(bed.get("daemonset", "kube-flannel-ds", "-n", "kube-flannel")["spec"]["template"]["spec"]["affinity"])
+        that("kubernetes.io/os" in affinity and "NotIn" in affinity, affinity)
+        self.no_request_failed(bed)
+
     def agents_start_beside_it(self, bed):
         bed.kubectl("apply", "--validate=strict", "-f", bed.manifest())
 
@@ -231,8 +301,8 @@ class Move:
             return f"{os.path.basename(self.conf)} sorts before it" in bed.on(i, "curl -s -m 5 http://127.0.0.1:20244/readyz; true")
         for i in self.nodes(bed):
             bed.wait(f"the agent of node {i} says that another network's file is in front of its own", lambda i=i: says_why(i), 300)
-            bed.wait("its routes are there", lambda i=i: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 300)
-            own.say(f"  node {i}: " + " | ".join(bed.on(i, f"ip route show root {net.POD_RANGES[0]}").splitlines()))
+            bed.wait("its routes are there", lambda i=i: "proto 17" in bed.on(i, f"ip route show root {self.cidr}"), 300)
+            own.say(f"  node {i}: " + " | ".join(bed.on(i, f"ip route show root {self.cidr}").splitlines()))
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)
 
@@ -277,7 +347,9 @@ class Move:
                 spans[i] = self.while_kube_proxy_starts(bed, i)
         if spans:
             time.sleep(2 * STARTS)  # so that some are asked behind it
-        late = beyond(self.end_asking(bed), {(i, who): span for i, span in spans.items() for who in ("host", "pod")})
+        failed = self.end_asking(bed)
+        self.fail_within_seconds(failed if spans else {})
+        late = beyond(failed, {(i, who): span for i, span in spans.items() for who in ("host", "pod")})
         that(not any(late.values()), "failed:", late, "and might have in", spans)
         self.no_request_failed(bed, spans)
 
@@ -308,15 +380,19 @@ class Move:
     def node_after_node_gets_our_network(self, bed):
         """Its agent is ready from then on."""
         def commands(i):
+            bed.shell(page.labelling(f"node{i}"))
+            bed.wait("flannel's pod of the node is gone", lambda: f"node{i}" not in {pod["spec"]["nodeName"] for pod in bed.get("pods", *FLANNELS)["items"]}, 300)
             bed.on(i, f"set -e; test -e {OURS}; rm {OTHERS}; ip link delete cni0")
             bed.shell(page.making_anew(f"node{i}"))
         self.each_node(bed, commands, "cni0", "kube-bridge")
         bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
 
     def flannel_goes(self, bed):
-        if self.kind == "flannel-vxlan":
-            for i in self.nodes(bed):
-                bed.on(i, "ip link delete flannel.1")
+        bed.kubectl("-n", "kube-flannel", "delete", "daemonset", "kube-flannel-ds")
+        for i in self.nodes(bed):
+            bed.on(i, page.leftovers_of_flannel())
+            left = bed.on(i, "iptables-save | grep -i flannel; ip6tables-save | grep -i flannel; nft list tables | grep flannel; ip -br link | grep flannel; true").strip()
+            that(not left, f"of flannel is left on node {i}:", left)
         self.all_reach_all(bed, {i: "kube-bridge" for i in self.nodes(bed)})
         self.no_request_failed(bed)
 
@@ -355,8 +431,7 @@ class Move:
         """The way back: a node has flannel's daemon from its turn on, and agents go when no pod has their network any more."""
         def commands(i):
             bed.kubectl("label", "node", f"node{i}", "flannel=yes")
-            # What its daemon does when its pod has come there, in the place of rules that it has left.
-            bed.on(i, "iptables -t nat -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; iptables -t nat -F FLANNEL-POSTRTG; iptables -t nat -X FLANNEL-POSTRTG")
+            # What its daemon does when its pod has come there.
             self.put_flannel(bed, i)
             self.put_conf(bed, i)
             bed.on(i, "ip link delete kube-bridge")
@@ -365,7 +440,7 @@ class Move:
 
     def before_removal(self, bed, i):
         """A script with what flannel's daemon does when its pod is made anew, where it puts routes in the place of the agents'; where it does not, the administrator does."""
-        return self.routes(bed, i) if self.kind == "flannel-vxlan" else page.handing_routes(net.POD_RANGES[0])
+        return self.routes(bed, i) if self.kind == "flannel-vxlan" else page.handing_routes(self.cidr)
 
     def agents_go_and_leave_nothing(self, bed):
         bed.kubectl("delete", "-f", bed.manifest())
@@ -374,7 +449,7 @@ class Move:
             bed.on(i, self.before_removal(bed, i))
             bed.on(i, page.removal(bed.ctr()))
             left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls -A /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
-                             f"ls -A /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
+                             f"ls -A /opt/cni/bin | grep sluice; ip route show root {self.cidr} | grep 'proto 17'; true").split("\n")
             that(not any(left), f"left on node {i}:", left)
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)

@@ -4,7 +4,7 @@ proxy I FACTS on|off|end | join I FACTS | reboot I FACTS | groups NODES.
 
 Beside its network a node has folders, sockets and cgroups of its own: its cgroup is the root of what it sees of them. FACTS is a JSON file: the
 cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`, and how many of them `join` later; `kubelet`, more of its
-configuration; `proxy_mode` of kube-proxy; `tunnel`, the socket by which the API server reaches the nodes, or the port of the machine where somebody has it for us (`labkit.outside`).
+configuration; `proxy_mode` of kube-proxy, and `proxy_cidr`, the range that it takes for that of pods; `tunnel`, the socket by which the API server reaches the nodes, or the port of the machine where somebody has it for us (`labkit.outside`).
 """
 import json
 import os
@@ -112,7 +112,7 @@ def kube_proxy(i, facts, wanted):
         admin = kubeconfig(f"https://{net.CONTROL[0]}:6443", facts["cluster"]["token"], facts["cluster"]["authority"])
         own.write(f"{folder(i)}/kube-proxy.conf", admin, 0o600)
         return start(i, "kube-proxy", [
-            program, f"--kubeconfig={folder(i)}/kube-proxy.conf", f"--hostname-override=node{i}", f"--cluster-cidr={','.join(net.POD_RANGES)}",
+            program, f"--kubeconfig={folder(i)}/kube-proxy.conf", f"--hostname-override=node{i}", f"--cluster-cidr={facts['proxy_cidr']}",
             f"--proxy-mode={facts['proxy_mode']}",
             "--conntrack-max-per-core=0", "--conntrack-min=0", "--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s"], "/usr/sbin")
     if not os.path.exists(f"{folder(i)}/kube-proxy.pid"):

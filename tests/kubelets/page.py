@@ -37,7 +37,7 @@ def taken():
 
 def own_kubeconfig():
     """Gives the agents a ConfigMap of their own."""
-    return found(r"^    (kubectl -n kube-system get configmap kube-proxy .*?\| kubectl apply -f -)$", re.S)
+    return found(r"^    (kubectl -n kube-system get configmap kube-proxy -o jsonpath=.*?\| kubectl apply -f -)$", re.S)
 
 
 def patching(has_init):
@@ -54,9 +54,48 @@ def setting_image():
     return command.replace("REGISTRY/", "")
 
 
-def leaving_out():
-    """Has Calico's DaemonSet leave out the nodes that have the label: the patch, and the command that waits for it."""
-    return found(r"`(kubectl -n kube-system patch ds calico-node --patch '[^']+')`, and `(kubectl -n kube-system rollout status ds calico-node)`")
+def leaving_out(name):
+    """Has a DaemonSet of another network leave out the nodes that have the label: the patch, and the command that waits for it."""
+    return found(rf"`(kubectl -n \S+ patch ds {name} --patch '[^']+')`, and `(kubectl -n \S+ rollout status ds {name})`")
+
+
+def labelling(node):
+    """Gives a node the label by which flannel's DaemonSet leaves it out."""
+    return found(r"^\| 4 \| `(kubectl label node NODE sluice=yes)`; when flannel's pod").replace("NODE", node)
+
+
+def external_addresses():
+    """Lists the addresses of Services that want a flag."""
+    return found(r"^    (kubectl get services -A -o 'custom-columns=.*)$")
+
+
+def leftovers_of_flannel():
+    """Takes away what flannel's programs leave on a node (`LEFT`)."""
+    return found(r"^    (ip link delete flannel\.1 .*?flannel-ipv6 2>/dev/null; true)$", re.S)
+
+
+def ranges_of_nodes():
+    """Lists them, those by annotation too."""
+    return found(r"`(kubectl get nodes -o 'custom-columns=[^`]*)`")
+
+
+def giving_a_range(node, cidr):
+    """Gives a node a range in place of that of its spec."""
+    command = found(r"`(kubectl annotate node NODE kube-router\.io/pod-cidrs=RANGE)`")
+    return command.replace("NODE", node).replace("RANGE", cidr)
+
+
+def widening(cidr):
+    """Gives kube-proxy another range of pods, in kubeadm's ConfigMap; behind that it has to be started anew."""
+    command = found(r"^    (kubectl -n kube-system get configmap kube-proxy -o yaml \| sed .*?clusterCIDR.*)$")
+    if command.count("WIDER") != 1:
+        raise AssertionError(f"it names no range: {command}")
+    return command.replace("WIDER", cidr)
+
+
+def rights_of_the_allocator():
+    """Gives agents the rights of `--run-loadbalancer`."""
+    return found(r"`(kubectl apply -f daemonset/kube-router-load-balancer\.yaml)`")
 
 
 def removal(ctr, with_tunnels=False):

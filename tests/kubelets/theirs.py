@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import subprocess
 import time
 
 from labkit import cluster, image, net, own
@@ -199,7 +200,10 @@ class Theirs:
         that(len(since) <= MOST_WARNINGS * bed.nodes, "in the log in a minute:\n" + "\n".join(since))
 
     def our_file_of_the_same_name_takes_its_place(self, bed):
-        """The step of docs/migration.md behind another image: pods stay, and the agents have the rights that they lacked."""
+        """The step of docs/migration.md behind another image: pods stay, and the agents have the rights that they lacked. Those of the allocator, which kube-router's file gives, are there
+        before and behind it by a file of their own, and would not be without that."""
+        that(self.may_allocate(bed) == {"yes"}, "kube-router's file does not let agents allocate:", self.may_allocate(bed))
+        bed.shell(page.rights_of_the_allocator())
         before = {pod["metadata"]["name"] for pod in self.agents(bed)}
         pods = {pod["metadata"]["uid"] for pod in ready_pods(bed, "-l", "app=web")}
         bed.kubectl("apply", "--validate=strict", "-f", self.ours)
@@ -213,6 +217,17 @@ class Theirs:
         refused = len(bed.refused())
         time.sleep(MINUTE)
         that(len(bed.refused()) == refused, "refused in a minute:", counted(bed.refused()[refused:]))
+        that(self.may_allocate(bed) == {"yes"}, "behind our file agents may not allocate:", self.may_allocate(bed))
+        bed.kubectl("delete", "-f", f"{cluster.INSTALLED}/kube-router-load-balancer.yaml")
+        that(self.may_allocate(bed) == {"no"}, "our file alone lets agents allocate:", self.may_allocate(bed))
+
+    def may_allocate(self, bed):
+        """What the API server says of the rights of `--run-loadbalancer`."""
+        account = f"--as=system:serviceaccount:{integrators.NAMESPACE}:kube-router"
+        asked = ("update services --subresource=status", "create leases.coordination.k8s.io -n kube-system", "update leases.coordination.k8s.io/kube-router-lballoc -n kube-system")
+        kubectl = [bed.cluster["programs"]["kubectl"], "--kubeconfig", bed.cluster["kubeconfig"], "auth", "can-i"]
+        # It ends with 1 where the answer is no.
+        return {subprocess.run([*kubectl, *words.split(), account], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout.strip() for words in asked}
 
     def the_removal_leaves_nothing(self, bed):
         """By what is documented for kube-router: the objects go, and the image runs once with --cleanup-config."""
