@@ -264,9 +264,12 @@ address = "{state}/socket"
     def state(self):
         text = [self.kubectl("get", "nodes,pods", "-A", "-o", "wide"), self.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp")[-4000:]]
         for i in range(1, self.nodes + 1):
-            for name in ("containerd", "kubelet"):
+            for name in ("containerd", "kubelet", *(["kube-proxy"] if self.has_kube_proxy else [])):
                 text.append(f"{name} of node {i}:\n{self.inside('log', str(i), name, '12')}")
             text.append(self.on(i, "tail -n 15 /var/log/pods/kube-system_kube-router*/*/*.log 2>/dev/null || true"))
+        # A request that went to a pod that was gone went there because nobody had been told.
+        with open(os.path.join(own.state("clusters", NAME), "kube-controller-manager.log"), errors="replace") as log:
+            text.append("kube-controller-manager about endpoints:\n" + "".join([line for line in log if "endpoint" in line.lower()][-20:]))
         return "\n".join(text)
 
     def down(self):
