@@ -344,6 +344,21 @@ mod tests {
     use super::*;
     use crate::config::{Environment, Request, request};
 
+    /// What these flags mean for a cleanup of a host that has its folders in this directory, and the agent's socket under this name.
+    fn config(directory: &Path, socket: &str, flags: &[&str]) -> Config {
+        let socket = format!("--socket={}", directory.join(socket).display());
+        let words = ["sluice", "--cleanup-config", &socket].into_iter().chain(flags.iter().copied());
+        let words: Vec<OsString> = words.map(OsString::from).collect();
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let environment = Environment {
+            host_name: "node-1".to_owned(),
+            cni_file: Some(directory.join("net.d/10-kuberouter.conflist")),
+            host_bin_path: Some(directory.join("bin")),
+            ..Environment::default()
+        };
+        Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound")
+    }
+
     #[test]
     fn nothing_goes_while_an_agent_answers() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -379,22 +394,11 @@ mod tests {
             .iter()
             .for_each(|name| fs::write(path("bin").join(name), "a program").expect("writable"));
         fs::write(path("run/guarded-ports.json"), "[]").expect("writable");
-        let words = [
-            "sluice".to_owned(),
-            format!("--state-dir={}", path("state").display()),
-            format!("--socket={}", path("run/sluice.sock").display()),
-            "--run-router=false".to_owned(),
-            "--cleanup-config".to_owned(),
-        ];
-        let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
-        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
-        let environment = Environment {
-            host_name: "node-1".to_owned(),
-            cni_file: Some(path("net.d/10-kuberouter.conflist")),
-            host_bin_path: Some(path("bin")),
-            ..Environment::default()
-        };
-        let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+        let config = config(
+            directory.path(),
+            "run/sluice.sock",
+            &[&format!("--state-dir={}", path("state").display()), "--run-router=false"],
+        );
         let (removed, left) = remove_files(&config);
         assert_eq!((removed.len(), left), (9, Vec::<String>::new()));
         assert!(!path("run").exists(), "nothing is left in it");
@@ -431,16 +435,7 @@ mod tests {
             let times = Timestamps { last_access: long_ago, last_modification: long_ago };
             utimensat(CWD, path(name), &times, AtFlags::empty()).expect("it is ours");
         }
-        let socket = format!("--socket={}", path("run/sluice.sock").display());
-        let words = ["sluice", "--state-dir=", &socket, "--enable-cni=false", "--cleanup-config"].map(OsString::from);
-        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
-        let environment = Environment {
-            host_name: "node-1".to_owned(),
-            cni_file: Some(path("net.d/10-kuberouter.conflist")),
-            host_bin_path: Some(path("bin")),
-            ..Environment::default()
-        };
-        let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+        let config = config(directory.path(), "run/sluice.sock", &["--state-dir=", "--enable-cni=false"]);
         let (_, left) = remove_files(&config);
         assert_eq!(left, Vec::<String>::new());
         assert!(!path("run").exists() && !path("net.d/10-kuberouter.conflist").exists());
@@ -452,16 +447,7 @@ mod tests {
         let path = |name: &str| directory.path().join(name);
         ["net.d", "bin"].iter().for_each(|name| fs::create_dir(path(name)).expect("writable"));
         fs::write(path("bin/sluice-cni"), "a program").expect("writable");
-        let socket = format!("--socket={}", path("sluice.sock").display());
-        let words = ["sluice", "--state-dir=", &socket, "--run-router=false", "--cleanup-config"].map(OsString::from);
-        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
-        let environment = Environment {
-            host_name: "node-1".to_owned(),
-            cni_file: Some(path("net.d/10-kuberouter.conflist")),
-            host_bin_path: Some(path("bin")),
-            ..Environment::default()
-        };
-        let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+        let config = config(directory.path(), "sluice.sock", &["--state-dir=", "--run-router=false"]);
         fs::rename(path("net.d"), path("elsewhere")).expect("writable");
         remove_files(&config);
         assert!(path("bin/sluice-cni").exists(), "nobody could look into the CNI files");

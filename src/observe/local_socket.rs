@@ -131,6 +131,11 @@ mod tests {
         assert!(is_listened_on(&path));
         drop(listener);
         assert!(path.exists() && !is_listened_on(&path));
+        let bound = directory.path().join("b.sock");
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&bound).expect("a short path")).expect("free");
+        assert!(!is_listened_on(&bound), "nobody listens yet");
     }
 
     #[test]

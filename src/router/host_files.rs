@@ -20,7 +20,7 @@ use super::problem::{About, Problem};
 
 mod replaced;
 
-use self::replaced::{behind_links, unfinished};
+use self::replaced::unfinished;
 pub(super) use self::replaced::{remove_unfinished, replace};
 
 /// State of these files when last handled.
@@ -186,7 +186,7 @@ fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
     };
     let (new, unusable) = text(present.as_deref(), CniFileForm::of(path), wanted);
     if let Some(new) = new.filter(|new| present.as_ref() != Some(new)) {
-        replace(&behind_links(path)?, present.as_deref().map(str::as_bytes), &new)?;
+        replace(path, present.as_deref().map(str::as_bytes), &new)?;
         info!(path = %path.display(), ranges = ?wanted.ranges, mtu = wanted.mtu, "CNI configuration written");
     }
     if unusable.is_none() && !wanted.ranges.is_empty() {

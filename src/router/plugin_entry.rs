@@ -147,9 +147,7 @@ impl CniFiles {
             let is_answered = plugin_sockets(&with).iter().all(|socket| is_listened_on(socket));
             return if is_answered { Ok(None) } else { Err(Obstacle::Unanswered) };
         }
-        // A link stays one, to the file that changes.
-        let file = fs::canonicalize(path).map_err(Obstacle::Unread)?;
-        replace(&file, Some(&present), &text).map_err(Obstacle::Named)?;
+        replace(path, Some(&present), &text).map_err(Obstacle::Named)?;
         info!(path = %path.display(), plugin = PLUGIN, "Entry of the CNI plugin removed from the CNI configuration");
         Ok(None)
     }

@@ -42,7 +42,7 @@ pub(in crate::router) fn remove_unfinished(directory: &Path) {
 ///
 /// # Errors
 /// It leads to nothing that this process sees, where runtimes of the host may find a file with more in it than a new one would have.
-pub(super) fn behind_links(path: &Path) -> io::Result<PathBuf> {
+fn behind_links(path: &Path) -> io::Result<PathBuf> {
     let Ok(target) = fs::read_link(path) else { return Ok(path.to_owned()) };
     fs::canonicalize(path).map_err(|error| {
         let target = target.display();
@@ -54,11 +54,12 @@ pub(super) fn behind_links(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Replaces a file atomically: readers find all of the old or all of the new text. Who may read it stays as it is. `read`: the text
-/// from which the new one was made, `None` where there was no file.
+/// from which the new one was made, `None` where there was no file. Of a link it is the target.
 ///
 /// # Errors
-/// The file is another one now, or cannot be written.
+/// The file is another one now, or cannot be written; or it is a link to nothing.
 pub(in crate::router) fn replace(path: &Path, read: Option<&[u8]>, text: &str) -> io::Result<()> {
+    let path = &behind_links(path)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
     // Files whose names begin with a dot are ignored by readers of the directory. In a container each run may have the same
