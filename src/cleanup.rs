@@ -344,7 +344,7 @@ mod tests {
     use super::*;
     use crate::config::{Environment, Request, request};
 
-    /// What these flags mean for a cleanup of a host that has its folders in this directory, and the agent's socket under this name.
+    /// The configuration by these flags of a cleanup on a host that has its folders in this directory, and the agent's socket under this name.
     fn config(directory: &Path, socket: &str, flags: &[&str]) -> Config {
         let socket = format!("--socket={}", directory.join(socket).display());
         let words = ["sluice", "--cleanup-config", &socket].into_iter().chain(flags.iter().copied());
