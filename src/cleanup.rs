@@ -29,7 +29,7 @@ use crate::firewall;
 use crate::kernel::file_system::is_of_container;
 use crate::kernel::{Error, iptables};
 use crate::model::Authority;
-use crate::observe::local_socket::{has_listener, remove_left_asides};
+use crate::observe::local_socket::{Listener, Unknown, listener_at, remove_left_asides};
 use crate::pod_tunnels;
 use crate::proxy;
 use crate::reconcile::{Mirror, Moment, Reflection, Target};
@@ -139,21 +139,33 @@ pub fn remove_kube_proxy(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Returns why what this flag removes cannot go now, as a sentence: an agent answers on its socket, or waits for pods on the one beside it, whether or not this process has that folder mounted;
-/// or whether one does cannot be asked.
+/// or whether one does is not known.
 fn in_use(flag: &str, socket: Option<&Path>) -> Option<String> {
-    let sockets = socket.into_iter().flat_map(|socket| [socket.to_owned(), socket.with_file_name(CNI_SOCKET)]);
-    let mut asked = sockets.map(|socket| (has_listener(&socket), socket));
-    let (outcome, socket) = asked.find(|(outcome, _)| *outcome != Ok(false))?;
+    let mut sockets = socket.into_iter().flat_map(|socket| [socket.to_owned(), socket.with_file_name(CNI_SOCKET)]);
+    sockets.find_map(|socket| refusal(flag, &socket, listener_at(&socket)))
+}
+
+/// The sentence about one socket, by what is known of it, with a way on for whoever reads it.
+fn refusal(flag: &str, socket: &Path, found: Result<Option<Listener>, Unknown>) -> Option<String> {
     let socket = socket.display();
-    Some(match outcome {
-        Ok(_) => format!(
-            "{flag} is for a host on which no agent runs, and one answers on {socket} (--socket): end that agent first."
+    let why = match found {
+        Ok(None) => return None,
+        Ok(Some(Listener::Answers)) => format!("one answers on {socket} (--socket): end that agent first."),
+        // It need not be an agent: any process of the network namespace can have such a name in mounts of its own.
+        Ok(Some(Listener::Listed(inode))) => format!(
+            "one seems to listen on {socket} (--socket): from here it cannot be asked, but /proc/net/unix of this network namespace \
+             lists a socket of that name, with inode {inode}; `ss -xlp` on the host names its process: end that first."
         ),
-        Err(error) => format!(
-            "{flag} is for a host on which no agent runs, and whether one answers on {socket} (--socket) cannot be asked ({error}): \
+        Err(Unknown::Forbidden(error)) => format!(
+            "whether one answers on {socket} (--socket) cannot be asked ({error}): \
              allow this program to connect to it, or remove it if no agent runs."
         ),
-    })
+        Err(Unknown::Unlisted(error)) => format!(
+            "whether one listens on {socket} (--socket) in other mounts is not known, because /proc/thread-self/net/unix cannot be read ({error}): \
+             run this program where /proc is mounted and can be read."
+        ),
+    };
+    Some(format!("{flag} is for a host on which no agent runs, and {why}"))
 }
 
 /// The firewall's kinds, on a host that may have no ipset.
@@ -340,6 +352,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+    use rustix::io::Errno;
 
     use super::*;
     use crate::config::{Environment, Request, request};
@@ -374,6 +387,30 @@ mod tests {
             assert_eq!(why(), None, "an earlier run left it");
         }
         assert_eq!(in_use("--cleanup-config", None), None, "an agent without a socket answers nobody");
+    }
+
+    #[test]
+    fn of_an_agent_that_is_listed_and_cannot_be_asked_the_refusal_says_so_and_how_its_process_is_found() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let run = directory.path().join("run");
+        fs::create_dir(&run).expect("writable");
+        let listener = UnixListener::bind(run.join("sluice.sock")).expect("writable");
+        fs::rename(&run, directory.path().join("elsewhere")).expect("writable");
+        let inode = format!("with inode {};", rustix::fs::fstat(&listener).expect("it is open").st_ino);
+        let sentence = in_use("--cleanup-nftables", Some(&run.join("sluice.sock"))).expect("it is listed");
+        assert!(sentence.starts_with("--cleanup-nftables is for a host on which no agent runs"), "{sentence}");
+        for words in ["from here it cannot be asked", inode.as_str(), "`ss -xlp` on the host names its process"] {
+            assert!(sentence.contains(words), "{words}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn nothing_goes_while_whether_an_agent_runs_is_not_known() {
+        let of = |why| refusal("--cleanup-config", Path::new("/run/sluice.sock"), Err(why)).expect("an agent may run");
+        let sentence = of(Unknown::Forbidden(Errno::ACCESS));
+        assert!(sentence.contains("allow this program to connect to it"), "{sentence}");
+        let sentence = of(Unknown::Unlisted(Errno::NOENT));
+        assert!(sentence.contains("run this program where /proc is mounted"), "{sentence}");
     }
 
     #[test]

@@ -310,8 +310,9 @@ fn no_agent_asks_for_mounts_that_follow_the_hosts() {
     }
 }
 
-/// Runs the script on folders of the test in the place of the container's; programs in the node's folder `tools` are found first.
-fn output(of: &Manifest, node: &Path) -> Output {
+/// Runs the script on folders of the test in the place of the container's; programs in the node's folder `tools` are found first. `hold_pods` is what the
+/// container's variable says.
+fn output(of: &Manifest, node: &Path, hold_pods: &str) -> Output {
     let folder = |name: &str| node.join(name).display().to_string();
     let places = [
         ("/etc/cni/net.d", folder("net.d")),
@@ -321,12 +322,13 @@ fn output(of: &Manifest, node: &Path) -> Output {
     let script = of.cni_script().unwrap().to_owned();
     let script = places.iter().fold(script, |script, (there, here)| script.replace(there, here));
     let programs = format!("{}:{}", folder("tools"), std::env::var("PATH").unwrap());
-    Command::new("/bin/sh").args(["-ec", &script]).env("PATH", programs).output().unwrap()
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-ec", &script]).env("PATH", programs).env("HOLD_PODS", hold_pods).output().unwrap()
 }
 
-/// Runs the script, which has to succeed.
+/// Runs the script as the file has it, which has to succeed.
 fn run(of: &Manifest, node: &Path) {
-    let done = output(of, node);
+    let done = output(of, node, "false");
     assert!(done.status.success(), "{}: {}", of.name, String::from_utf8_lossy(&done.stderr));
 }
 
@@ -493,13 +495,62 @@ fn a_plugin_that_cannot_be_copied_keeps_the_agent_from_nodes_alone_whose_pods_wa
                 put_script(&plugins.join("sluice-cni"), "# an older release");
             }
             fill_disk(node.path());
-            let done = output(of, node.path());
+            let done = output(of, node.path(), "false");
             let said = String::from_utf8_lossy(&done.stderr).into_owned();
             assert_eq!(done.status.code(), Some(code), "{}: {said}", of.name);
             assert!(said.contains(sentence), "{}: {said}", of.name);
             let left: Vec<_> = fs::read_dir(&plugins).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             assert_eq!(left, if older { vec!["sluice-cni"] } else { Vec::new() }, "{}", of.name);
         }
+    }
+}
+
+/// On a new node no CNI file names the plugin: the agent writes it, and init containers do not run again.
+#[test]
+fn where_pods_are_held_back_a_new_node_without_the_plugin_gets_no_agent() {
+    for of in &with_cni() {
+        let variables = list(&of.containers()[0]["env"]);
+        let found: Vec<_> = variables.iter().filter(|variable| variable["name"] == "HOLD_PODS").collect();
+        assert!(matches!(found[..], [one] if one["value"] == "false"), "{}: whoever wants it says so", of.name);
+        for (hold_pods, code) in [("true", 1), ("yes", 1), ("false", 0), ("", 0)] {
+            let node = node(&[]);
+            put_program(node.path(), "sluice", "this release");
+            fill_disk(node.path());
+            let done = output(of, node.path(), hold_pods);
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert_eq!(done.status.code(), Some(code), "{} with {hold_pods:?}: {said}", of.name);
+            assert_eq!(said.contains("no pod starts without it"), code == 1, "{}: {said}", of.name);
+        }
+    }
+}
+
+#[test]
+fn where_pods_are_held_back_the_plugin_of_another_release_is_enough() {
+    for of in &with_cni() {
+        let node = node(&[]);
+        put_program(node.path(), "sluice", "this release");
+        put_script(&node.path().join("opt/cni/bin/sluice-cni"), "# an older release");
+        fill_disk(node.path());
+        let done = output(of, node.path(), "true");
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success() && said.contains("sluice-cni cannot be replaced"), "{}: {said}", of.name);
+    }
+}
+
+/// Where its target is seen by the container: beyond a mount that it lacks only the variable helps.
+#[test]
+fn a_cni_file_that_is_a_link_names_the_plugin_like_any_other() {
+    for of in &with_cni() {
+        let node = node(&[]);
+        let target = node.path().join("elsewhere.conflist");
+        fs::write(&target, r#"{"plugins": [{"type": "bridge"}, {"type": "sluice-cni"}]}"#).unwrap();
+        std::os::unix::fs::symlink(&target, node.path().join("net.d/10-kuberouter.conflist")).unwrap();
+        put_program(node.path(), "sluice", "this release");
+        fill_disk(node.path());
+        let done = output(of, node.path(), "false");
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert_eq!(done.status.code(), Some(1), "{}: {said}", of.name);
+        assert!(said.contains("no pod starts without it"), "{}: {said}", of.name);
     }
 }
 

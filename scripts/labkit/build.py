@@ -42,20 +42,34 @@ def release(profile="release"):
     return compiled(["build", "--profile", profile, "--locked", "--bin", "sluice"], profile)
 
 
-def compiled(words, folder, cargo="cargo", env=None):
-    """Runs cargo with these words; the path of the binary, in this folder of the target."""
+def compiled(words, folder, target_words=(), cargo="cargo", env=None):
+    """Runs cargo with these words, those of `target_words`, which name another processor, behind them; the path of the binary, in this folder of the target.
+
+    The compiler gets the flags that the environment names, and ours behind them. What a cargo configuration has in `build.rustflags` or for a target does not count: it never
+    does beside flags of the environment, of which there are some here in any case."""
     began = time.monotonic()
+    words = [*words, *target_words]
     own.say(f"building the binary (cargo {' '.join(words)})")
     env = env or {**os.environ}
-    # The compiler's flags name the folders of crates, which are there from here on.
-    if subprocess.run([cargo, "fetch", "--locked", "--quiet"], cwd=own.TREE, stdin=subprocess.DEVNULL, env=env).returncode:
-        raise own.LabError("cargo fetch failed; it says why above")
-    env["CARGO_ENCODED_RUSTFLAGS"] = "\x1f".join([*env.pop("RUSTFLAGS", "").split(), *without_places()])
+    # Our flags name the folders of crates, which are there from here on: to show the tree, cargo unpacks what the build takes, build scripts' crates too. `cargo fetch` would
+    # want those of tests as well, and of every other system, which a mirror that builds have filled may lack.
+    shown = [cargo, "tree", "--locked", "--quiet", "--edges", "normal,build", *target_words]
+    if subprocess.run(shown, cwd=own.TREE, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env).returncode:
+        raise own.LabError("the crates cannot be had; cargo says why above")
+    env["CARGO_ENCODED_RUSTFLAGS"] = "\x1f".join([*flags_of(env), *without_places()])
+    env.pop("RUSTFLAGS", None)
     if subprocess.run([cargo, *words], cwd=own.TREE, stdin=subprocess.DEVNULL, env=env).returncode:
         raise own.LabError(f"cargo {' '.join(words)} failed; it says why above")
     path = os.path.join(target(), folder, "sluice")
     own.say(f"binary: {os.path.getsize(path) / 1e6:.1f} MB, {time.monotonic() - began:.0f} s")
     return path
+
+
+def flags_of(env):
+    """The compiler's flags that an environment names, as cargo reads them: where the first variable is set, even to nothing, the second one does not count."""
+    if "CARGO_ENCODED_RUSTFLAGS" in env:
+        return [flag for flag in env["CARGO_ENCODED_RUSTFLAGS"].split("\x1f") if flag]
+    return env.get("RUSTFLAGS", "").split()
 
 
 def without_places():

@@ -33,7 +33,7 @@ def release(arch):
     if not os.path.isdir(os.path.join(sysroot, "lib", "rustlib", target)):
         own_sysroot = with_library(sysroot, target)
         cargo, env["RUSTC"] = os.path.join(own_sysroot, "bin", "cargo"), os.path.join(own_sysroot, "bin", "rustc")
-    return build.compiled(["build", "--release", "--locked", "--bin", "sluice", "--target", target], os.path.join(target, "release"), cargo, env)
+    return build.compiled(["build", "--release", "--locked", "--bin", "sluice"], os.path.join(target, "release"), ["--target", target], cargo, env)
 
 
 def with_library(sysroot, target):

@@ -8,7 +8,7 @@ class Failures:
     TEST, OTHER = re.compile(r"test (\S+) \.\.\. FAILED"), re.compile(r"FAILED +(.+?) \(")
     STDOUT, PANIC, PASSED = re.compile(r"---- (\S+) stdout ----"), re.compile(r"thread .* panicked at "), re.compile(r"ok +.+ \(\d")
     ERROR = re.compile(r"([\w.]*(Error|Exception)|error)\b")
-    LINES, LENGTH = 5, 300
+    LINES, LENGTH = 5, 1000
 
     def __init__(self):
         self.all = []  # (name, lines that say why) in the order in which they failed

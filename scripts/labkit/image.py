@@ -1,4 +1,5 @@
 """The container image: its files, layer by layer, and the archive made of them. docs/image.md is its description."""
+import contextlib
 import hashlib
 import io
 import os
@@ -180,17 +181,28 @@ def check_binary(path, arch):
         raise own.LabError(f"{path} is no program for {arch}")
 
 
+def check_empty(folder, made):
+    """Ends with a sentence where a folder has something in it, or is none: who asks this before the program is built saves minutes."""
+    if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        raise own.LabError(f"{folder} is not an empty folder: what is in it would get into the {made}")
+
+
 def make(recipe, folder):
     """Writes the archive, its SBOM and its checksum; the path of the archive and the digest of the image."""
     os.makedirs(folder, exist_ok=True)
     image = recipe.image()
     data = image.archive(NAME, recipe.tag)
     path = os.path.join(folder, f"{NAME}-{recipe.tag}-{recipe.arch}.tar")
+    bill, checksum = f"{path.removesuffix('.tar')}.spdx.json", f"{path}.sha256"
     with open(f"{path}.new", "wb") as handle:
         handle.write(data)
+    # Those of an older archive go first: a run that is killed from here on leaves an archive that lacks them, and none beside which they are wrong.
+    for older in (bill, checksum):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(older)
     os.rename(f"{path}.new", path)
-    own.write(f"{path.removesuffix('.tar')}.spdx.json", recipe.bill())
-    own.write(f"{path}.sha256", f"{hashlib.sha256(data).hexdigest()}  {os.path.basename(path)}\n")
+    own.write(bill, recipe.bill())
+    own.write(checksum, f"{hashlib.sha256(data).hexdigest()}  {os.path.basename(path)}\n")
     for layer in image.layers:
         own.say(f"  layer {layer.digest[:19]}: {len(layer.data) / 2**20:.1f} MiB, {layer.unpacked_size / 2**20:.1f} MiB unpacked: {layer.comment}")
     return path, image.manifest.digest, len(data)
@@ -198,8 +210,7 @@ def make(recipe, folder):
 
 def unpack(recipe, folder):
     """Writes the files of the image into an empty folder, for who builds an image by other means."""
+    check_empty(folder, "image")
     os.makedirs(folder, exist_ok=True)
-    if os.listdir(folder):
-        raise own.LabError(f"{folder} is not empty: what is in it would get into the image")
     for tree, time, _ in recipe.trees():
         subprocess.run(["tar", "-xp", "--numeric-owner", "--keep-directory-symlink", "-C", folder], input=tree.packed(time), check=True)

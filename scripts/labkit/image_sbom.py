@@ -1,4 +1,5 @@
-"""What an image is made of, as an SPDX 2.3 document: Debian packages, crates of the program, modules of the Go programs."""
+"""What an image is made of, as an SPDX 2.3 document: Debian packages, crates of the program and Rust's standard library, modules of the Go programs."""
+import collections
 import hashlib
 import json
 import os
@@ -8,11 +9,13 @@ import tomllib
 from . import own
 
 TRIPLES = {"amd64": "x86_64-unknown-linux-gnu", "arm64": "aarch64-unknown-linux-gnu"}
+RUST_LICENCE = "MIT OR Apache-2.0"
+Crate = collections.namedtuple("Crate", "name version licence folder repository")  # `folder`: of its sources
 
 
 def document(name, created, debian, modules, arch, purpose="CONTAINER"):
     """The document as JSON; the same for the same parts. `created` is a time in SPDX's form."""
-    packages = [debian_package(package) for package in debian] + [crate(*it) for it in crates(arch)] + [module(*it) for it in modules]
+    packages = [debian_package(package) for package in debian] + [crate(*it) for it in crates(arch)] + [standard_library(rust())] + [module(*it) for it in modules]
     packages.sort(key=lambda it: it["SPDXID"])
     image = {"SPDXID": "SPDXRef-image", "name": name, "downloadLocation": "NOASSERTION", "filesAnalyzed": False,
              "licenseDeclared": "Apache-2.0", "licenseConcluded": "NOASSERTION", "copyrightText": "NOASSERTION", "primaryPackagePurpose": purpose}
@@ -51,19 +54,29 @@ def crate(name, version, licence, sha256):
     return entry("cargo", name, version, f"pkg:cargo/{name}@{version}", **more)
 
 
+def standard_library(version):
+    """No registry has it, so its name is the one under which toolchains bring it."""
+    return entry("rust", "rust-std", version, f"pkg:generic/rust-std@{version}", licenseDeclared=RUST_LICENCE)
+
+
 def module(name, version, _sum):
     return entry("go", name, version, f"pkg:golang/{name}@{version}")
+
+
+def rust():
+    """The version of the compiler, and so of the standard library, a part of which is in every program."""
+    return own.run("rustc", "--version", cwd=own.TREE).split()[1]
 
 
 def crates(arch):
     """The crates that are in the program, without those that only build or test it: [(name, version, licence, SHA-256)]."""
     with open(os.path.join(own.TREE, "Cargo.lock"), "rb") as handle:
         sums = {(it["name"], it["version"]): it.get("checksum", "") for it in tomllib.load(handle)["package"]}
-    return [(name, version, licence, sums[name, version]) for name, version, licence, _ in crate_folders(arch)]
+    return [(it.name, it.version, it.licence, sums[it.name, it.version]) for it in crate_folders(arch)]
 
 
 def crate_folders(arch):
-    """The same crates with where their sources are: sorted [(name, version, licence, folder)]."""
+    """The same crates with where their sources are here: a sorted list of `Crate`."""
     words = ["cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", TRIPLES[arch]]
     found = json.loads(own.run(*words, cwd=own.TREE))
     nodes = {node["id"]: node for node in found["resolve"]["nodes"]}
@@ -75,4 +88,4 @@ def crate_folders(arch):
             reached.add(at)
             waiting += [dep["pkg"] for dep in nodes[at]["deps"] if any(kind["kind"] is None for kind in dep["dep_kinds"])]
     of = [packages[at] for at in reached]
-    return sorted((it["name"], it["version"], it["license"] or "", os.path.dirname(it["manifest_path"])) for it in of)
+    return sorted(Crate(it["name"], it["version"], it["license"] or "", os.path.dirname(it["manifest_path"]), it["repository"] or "") for it in of)

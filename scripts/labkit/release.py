@@ -63,9 +63,8 @@ def make(binaries, here, folder, images, built=()):
     version, time = image.version(), image.source_date()
     for arch, binary in sorted(binaries.items()):
         check(binary, arch, here, version)
+    image.check_empty(folder, "release")
     os.makedirs(folder, exist_ok=True)
-    if os.listdir(folder):
-        raise own.LabError(f"{folder} is not empty: what is in it would get into the release")
     archives = {}  # of each image, one for each architecture
     for arch, binary in sorted(binaries.items()):
         name = f"{image.NAME}-{version}-linux-{arch}"

@@ -189,9 +189,13 @@ def connect_from(ports, address, port, protocol, shared=True):
 
 def ask(namespace, address, port, protocol="tcp", patience=PATIENCE, source_port=None):
     """(who answered, the address it saw) for one connection from a namespace; OSError when there was none."""
-    with Inside(namespace):
-        with connect(address, port, protocol, patience, source_port) as sock:
+    waits_for = "connection"
+    try:
+        with Inside(namespace), connect(address, port, protocol, patience, source_port) as sock:
+            waits_for = "answer"
             return exchange(sock)
+    except TimeoutError:
+        raise TimeoutError(f"{namespace} has no {waits_for} after {patience:g} s from {address} port {port} over {protocol}") from None
 
 
 def resent(sock):

@@ -15,6 +15,28 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+/// Where the kernel lists the unix sockets of this network namespace.
+const LIST: &str = "/proc/thread-self/net/unix";
+
+/// How somebody who listens was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Listener {
+    /// It takes connections.
+    Answers,
+    /// A socket of this inode is in the kernel's list under the name, and nothing here could be connected to. Any process of the network namespace can bring
+    /// that about, in mounts of its own.
+    Listed(u64),
+}
+
+/// Why whether somebody listens is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unknown {
+    /// The name is there and may not be asked (access control of the host).
+    Forbidden(Errno),
+    /// Nothing answers here, and the kernel's list of sockets cannot be read.
+    Unlisted(Errno),
+}
+
 /// Returns a name for a socket that is to have this one: of this call alone, in the same folder, and no longer than any other, because names of sockets are
 /// bounded. The kernel goes on listing a socket by the name that it was bound to ([`sockets_of_listener`]).
 pub fn aside(path: &Path) -> PathBuf {
@@ -59,23 +81,30 @@ fn connected(path: &Path) -> Result<(), Errno> {
     connect(&socket, &address)
 }
 
-/// Returns whether somebody listens there or, where nothing of this name is seen (the folder is not mounted), at this name in whatever mounts another
-/// process of this network namespace has.
+/// Returns who listens there or, where nothing of this name answers (the folder is not mounted), at this name in whatever mounts another process of this
+/// network namespace has.
 ///
 /// # Errors
-/// The name is there and may not be asked (access control of the host).
-pub fn has_listener(path: &Path) -> Result<bool, Errno> {
+/// The name is there and may not be asked; or nothing answers, and the kernel's list of sockets cannot be read, as where `/proc` is not mounted: then nobody
+/// is seen, which does not mean that nobody is there.
+pub fn listener_at(path: &Path) -> Result<Option<Listener>, Unknown> {
     match connected(path) {
-        Ok(()) | Err(Errno::AGAIN) => Ok(true),
-        Err(error @ (Errno::ACCESS | Errno::PERM)) => Err(error),
-        Err(_) => Ok(!listeners(path).is_empty()),
+        Ok(()) | Err(Errno::AGAIN) => Ok(Some(Listener::Answers)),
+        Err(error @ (Errno::ACCESS | Errno::PERM)) => Err(Unknown::Forbidden(error)),
+        Err(_) => listed(Path::new(LIST), path),
     }
+}
+
+/// The listener that the kernel's list, which is this file, has under this name.
+fn listed(list: &Path, path: &Path) -> Result<Option<Listener>, Unknown> {
+    let inodes = listeners(list, path).map_err(Unknown::Unlisted)?;
+    Ok(inodes.first().copied().map(Listener::Listed))
 }
 
 /// Returns the inodes of all sockets of the processes that listen there, as far as this process sees them: in its own network
 /// namespace, and among the processes of its own.
 pub fn sockets_of_listener(path: &Path) -> BTreeSet<u64> {
-    let named = listeners(path);
+    let named = listeners(Path::new(LIST), path).unwrap_or_default();
     if named.is_empty() {
         return named;
     }
@@ -87,24 +116,33 @@ pub fn sockets_of_listener(path: &Path) -> BTreeSet<u64> {
     processes.map(of_process).filter(|sockets| !sockets.is_disjoint(&named)).flatten().collect()
 }
 
-/// The inodes of the sockets of this network namespace that listen under this name.
-fn listeners(path: &Path) -> BTreeSet<u64> {
-    let listed = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
-    listed.lines().filter_map(|line| listening(line, path)).collect()
+/// The inodes of the sockets of this network namespace, in the kernel's list, that listen under this name.
+fn listeners(list: &Path, path: &Path) -> Result<BTreeSet<u64>, Errno> {
+    // Names in it are what others have chosen, and need not be text.
+    let content = fs::read(list).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(content.split(|byte| *byte == b'\n').filter_map(|line| listening(line, path)).collect())
 }
 
 /// The inode of a line like `0000000000000000: 00000002 00000000 00010000 0001 01 23456 /run/sluice.sock` of a socket that listens
 /// (flag `__SO_ACCEPTCON`) under this name.
-fn listening(line: &str, path: &Path) -> Option<u64> {
-    let (mut words, mut rest) = (Vec::new(), line);
-    for _ in 0..7 {
-        let (word, behind) = rest.trim_start().split_once(' ')?;
-        words.push(word);
-        rest = behind;
+fn listening(line: &[u8], path: &Path) -> Option<u64> {
+    // A name may have line breaks, and what is behind one looks like a line. That each field has to be as wide as the kernel makes it (`unix_seq_show`) shuts
+    // out most of what somebody could put there, not all: such a line fits into an abstract name, and whoever writes it like the kernel is believed.
+    let mut fields = line.splitn(7, |byte| *byte == b' ');
+    let pointer = fields.next()?.strip_suffix(b":")?;
+    let numbers: Vec<&[u8]> = fields.by_ref().take(5).collect();
+    let rest = fields.next()?;
+    let are_hexadecimal = numbers.iter().copied().flatten().all(u8::is_ascii_hexdigit);
+    let are_as_wide = numbers.iter().map(|number| number.len()).eq([8_usize, 8, 8, 4, 2]);
+    // The pointer is 32 or 64 bits, and until the kernel has random numbers to hide it by, a word of the same width.
+    if !are_hexadecimal || !are_as_wide || !matches!(pointer.len(), 8 | 16) {
+        return None;
     }
-    let (flags, inode) = (words.get(3)?, words.get(6)?);
-    let name = Path::new(rest);
-    (*flags == "00010000" && (name == path || is_aside(name, path))).then(|| inode.parse().ok())?
+    let digits = rest.trim_ascii_start().split(|byte| *byte == b' ').next()?;
+    let inode: u64 = str::from_utf8(digits).ok()?.parse().ok()?;
+    let name = Path::new(OsStr::from_bytes(rest.strip_prefix(format!("{inode:>5} ").as_bytes())?));
+    let is_listener = numbers.get(2).is_some_and(|flags| *flags == b"00010000");
+    (is_listener && (name == path || is_aside(name, path))).then_some(inode)
 }
 
 /// The inode in `socket:[23456]`.
@@ -116,7 +154,8 @@ fn inode(link: &str) -> Option<u64> {
 mod tests {
     use std::net::TcpListener;
     use std::os::fd::AsFd;
-    use std::os::unix::net::UnixListener;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
 
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
@@ -143,13 +182,26 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (path, elsewhere) = (directory.path().join("run/a.sock"), directory.path().join("elsewhere"));
         fs::create_dir(directory.path().join("run")).expect("writable");
-        assert_eq!(has_listener(&path), Ok(false));
-        let listener = UnixListener::bind(aside(&path)).expect("writable");
+        // A name that is no text, as any process may have one, hides nobody.
+        let no_text = [directory.path().as_os_str().as_bytes(), b"\xff".as_slice()].concat();
+        let no_text = SocketAddr::from_abstract_name(no_text).expect("a short name");
+        let _of_another = UnixListener::bind_addr(&no_text).expect("free");
+        assert_eq!(listener_at(&path), Ok(None));
+        let agent = UnixListener::bind(aside(&path)).expect("writable");
         fs::rename(directory.path().join("run"), elsewhere).expect("writable");
         assert!(!is_listened_on(&path));
-        assert_eq!(has_listener(&path), Ok(true));
-        drop(listener);
-        assert_eq!(has_listener(&path), Ok(false));
+        let inode = rustix::fs::fstat(agent.as_fd()).expect("it is open").st_ino;
+        assert_eq!(listener_at(&path), Ok(Some(Listener::Listed(inode))));
+        drop(agent);
+        assert_eq!(listener_at(&path), Ok(None));
+    }
+
+    #[test]
+    fn whether_somebody_listens_is_not_known_where_the_list_of_sockets_cannot_be_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("a.sock");
+        assert_eq!(listed(&directory.path().join("unix"), &path), Err(Unknown::Unlisted(Errno::NOENT)));
+        assert_eq!(listed(Path::new(LIST), &path), Ok(None));
     }
 
     #[test]
@@ -170,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_line_names_the_socket_that_listens_under_a_name() {
-        let of = |line: &str| listening(line, Path::new("/run/a b.sock"));
+        let of = |line: &str| listening(line.as_bytes(), Path::new("/run/a b.sock"));
         assert_eq!(of("0000000000000000: 00000002 00000000 00010000 0001 01 23456 /run/a b.sock"), Some(23456));
         assert_eq!(of("0000000000000000: 00000002 00000000 00010000 0001 01   456 /run/a b.sock"), Some(456));
         assert_eq!(
@@ -180,6 +232,29 @@ mod tests {
         );
         assert_eq!(of("0000000000000000: 00000002 00000000 00010000 0001 01 23456"), None, "it has no name");
         assert_eq!(of("Num       RefCount Protocol Flags    Type St Inode Path"), None);
+        let early = "(____ptrval____): 00000002 00000000 00010000 0001 01 23456 /run/a b.sock";
+        assert_eq!(of(early), Some(23456), "the kernel has no random numbers yet");
+        assert_eq!(of("c1d2e3f4: 00000002 00000000 00010000 0001 01 1234567 /run/a b.sock"), Some(1_234_567));
+    }
+
+    #[test]
+    fn a_line_that_the_kernel_would_not_write_so_is_part_of_a_name() {
+        let path = Path::new("/run/sluice/sluice.sock");
+        for line in [
+            "0: 2 0 00010000 1 1 7 /run/sluice/sluice.sock",
+            "0000000000000000: 00000002 00000000 00010000 0001 01 7 /run/sluice/sluice.sock",
+            "0000000000000000: 00000002 00000000 00010000 0001 01 00007 /run/sluice/sluice.sock",
+            "0000000000000000: 00000002 00000000 00010000 0001 01   +77 /run/sluice/sluice.sock",
+            "0000000000000000: 00000002 00000000 00010000 0001 01  23456 /run/sluice/sluice.sock",
+            "0000000000000000: 00000002  00000000 00010000 0001 01 23456 /run/sluice/sluice.sock",
+            "0000000000000000: 0000000x 00000000 00010000 0001 01 23456 /run/sluice/sluice.sock",
+            "00000000000000: 00000002 00000000 00010000 0001 01 23456 /run/sluice/sluice.sock",
+            "0000000000000000 00000002 00000000 00010000 0001 01 23456 /run/sluice/sluice.sock",
+        ] {
+            assert_eq!(listening(line.as_bytes(), path), None, "{line}");
+        }
+        let of_kernel = "0000000000000000: 00000002 00000000 00010000 0001 01     7 /run/sluice/sluice.sock";
+        assert_eq!(listening(of_kernel.as_bytes(), path), Some(7));
     }
 
     #[test]

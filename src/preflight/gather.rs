@@ -34,7 +34,7 @@ use crate::kernel::{address, is_program, link, vxlan};
 use crate::model::Node;
 use crate::net::{AddressDetection, Family, PerFamily};
 use crate::observe::local_socket;
-use crate::router::host_files::{is_older_form, preferred};
+use crate::router::host_files::{is_older_form, link_to_nothing, preferred};
 use crate::router::linux::learned_routes;
 use crate::router::names::PROTOCOL;
 use crate::router::neighbour_limit;
@@ -216,16 +216,11 @@ fn files(config: &Config) -> FileFacts {
         let path = path?;
         Some(Directory { purpose, path: path.to_owned(), obstacle: obstacle(path), passing: passing(path) })
     };
-    let text = |path: &Path| match fs::read_to_string(path) {
-        Ok(text) => Some(Ok(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => Some(Err(error.to_string())),
-    };
     let preferred_cni_file = cni_file.and_then(preferred);
     let is_socket = |path: &Path| fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
     FileFacts {
         directories: directories.into_iter().filter_map(of).collect(),
-        cni_text: cni_file.and_then(text),
+        cni_text: cni_file.and_then(cni_text),
         is_older_form: cni_file
             .zip(preferred_cni_file.as_deref())
             .is_some_and(|(ours, other)| is_older_form(other, ours)),
@@ -235,6 +230,17 @@ fn files(config: &Config) -> FileFacts {
             .any(|path| is_socket(path)),
         unread_passwords: config.router.as_ref().map(unread_passwords).unwrap_or_default(),
     }
+}
+
+/// Returns the text of a CNI file, `None` where there is none, or why it cannot be read. The agent makes one where there is none, but not
+/// where a link leads to none.
+fn cni_text(path: &Path) -> Option<Result<String, String>> {
+    let error = match fs::read_to_string(path) {
+        Ok(text) => return Some(Ok(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => link_to_nothing(path, &error)?,
+        Err(error) => error,
+    };
+    Some(Err(error.to_string()))
 }
 
 fn unread_passwords(config: &RouterConfig) -> Vec<(Passwords, String)> {
@@ -337,5 +343,19 @@ mod tests {
         assert_eq!(obstacle(&directory.path().join("run/sluice")), None);
         fs::write(directory.path().join("file"), "").expect("writable");
         assert!(obstacle(&directory.path().join("file/sluice")).is_some());
+    }
+
+    #[test]
+    fn a_cni_file_that_is_a_link_to_nothing_cannot_be_read_where_one_that_is_not_there_is_none() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("10-kuberouter.conflist");
+        assert_eq!(cni_text(&path), None);
+        std::os::unix::fs::symlink("managed/cni.json", &path).expect("writable");
+        let reason = cni_text(&path).expect("a link is there").expect_err("its target is not");
+        let told = "it is a link to managed/cni.json, which is not there, or not mounted here";
+        assert!(reason.starts_with(told), "{reason}");
+        fs::create_dir(directory.path().join("managed")).expect("writable");
+        fs::write(directory.path().join("managed/cni.json"), "{}").expect("writable");
+        assert_eq!(cni_text(&path), Some(Ok("{}".to_owned())));
     }
 }

@@ -19,7 +19,7 @@ use crate::observe::health::{Health, Pulse};
 use crate::observe::local_socket::is_listened_on;
 
 use super::cni::{PLUGIN, is_conf, plugin_sockets, without_plugin};
-use super::host_files::{remove_unfinished, replace};
+use super::host_files::{followed, remove_unfinished, replace};
 
 /// The CNI files of one directory, whoever wrote them.
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub struct CniFiles {
     clean: BTreeMap<PathBuf, Stamp>,
     /// The entry is another agent's, and stays.
     spares_others: bool,
-    /// This process is in a container, which sees of the host what is mounted.
-    in_container: bool,
+    /// Whether a folder is of the container in which this process runs, which sees of the host what is mounted.
+    is_of_container: fn(&Path) -> bool,
 }
 
 /// Why files may still have the entry, a sentence each.
@@ -68,8 +68,7 @@ const RETRY: Duration = Duration::from_secs(5);
 
 impl CniFiles {
     pub fn new(directory: PathBuf) -> CniFiles {
-        let in_container = is_of_container(Path::new("/"));
-        CniFiles { directory, clean: BTreeMap::new(), spares_others: false, in_container }
+        CniFiles { directory, clean: BTreeMap::new(), spares_others: false, is_of_container }
     }
 
     /// The same where another agent of the node may answer the entry: it stays.
@@ -108,11 +107,7 @@ impl CniFiles {
                      or take the entry out, or no pod starts",
                     path.display()
                 )),
-                // It went meanwhile, or is a link to nothing on the host either.
-                Err(Obstacle::Unread(error)) if error.kind() == ErrorKind::NotFound && !self.leads_elsewhere(&path) => {}
-                Err(Obstacle::Unread(error)) => {
-                    left.unread.push(format!("{}: {error}; no pod starts if it names {PLUGIN}", path.display()));
-                }
+                Err(Obstacle::Unread(error)) => left.unread.extend(self.unread(&path, error)),
                 Err(Obstacle::Named(error)) => {
                     left.named.push(format!("{}: {error}; no pod starts while it names {PLUGIN}", path.display()));
                 }
@@ -123,10 +118,23 @@ impl CniFiles {
         left
     }
 
-    /// Returns whether a file is a link to a place of the host that may not be mounted here.
-    fn leads_elsewhere(&self, path: &Path) -> bool {
-        let is_elsewhere = |target: &PathBuf| target.parent().is_some_and(|parent| !parent.as_os_str().is_empty());
-        self.in_container && fs::read_link(path).is_ok_and(|target| is_elsewhere(&target))
+    /// Says why a file may have the entry that could not be read. `None`: it went meanwhile, or is a link to nothing on the host either.
+    fn unread(&self, path: &Path, mut error: io::Error) -> Option<String> {
+        if error.kind() == ErrorKind::NotFound {
+            error = match followed(path) {
+                Ok(links) => links.filter(|links| self.is_elsewhere(&links.end))?.unseen(&error),
+                Err(error) => error,
+            };
+        }
+        Some(format!("{}: {error}; no pod starts if it names {PLUGIN}", path.display()))
+    }
+
+    /// Returns whether a place, at which this process sees no file, may have one on the host: its folder is not mounted here. The image may
+    /// have a folder of the same name.
+    fn is_elsewhere(&self, place: &Path) -> bool {
+        let is_own = self.is_of_container;
+        let is_unseen = |folder: &Path| !folder.is_dir() || is_own(folder) && !is_own(&self.directory);
+        is_own(Path::new("/")) && place.parent().is_some_and(is_unseen)
     }
 
     /// Takes the entry out of one file. Returns its state if it was found without one; `None` if it is to be read again.
@@ -208,6 +216,11 @@ mod tests {
         unread
     }
 
+    /// A container in which the folder of temporary files is the host's, and nothing else.
+    fn is_not_temporary(folder: &Path) -> bool {
+        !folder.starts_with(std::env::temp_dir())
+    }
+
     #[test]
     fn the_entry_of_our_plugin_leaves_every_list_of_the_directory_and_nothing_else_changes() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -258,11 +271,30 @@ mod tests {
         assert!(failed.len() == 1 && failed[0].contains("40-endless.conflist"), "{failed:?}");
         fs::remove_file(path("40-endless.conflist")).expect("it is there");
         symlink("/srv/nowhere", path("50-elsewhere.conflist")).expect("writable");
-        for (in_container, count) in [(false, 0), (true, 1)] {
-            let mut files = CniFiles { in_container, ..CniFiles::new(directory.path().to_owned()) };
-            let Left { unread, .. } = files.remove_plugin();
-            assert_eq!(unread.len(), count, "what runtimes of the host find there is not mounted: {unread:?}");
-        }
+        let unread = |is_of_container: fn(&Path) -> bool| {
+            let files = CniFiles::new(directory.path().to_owned());
+            CniFiles { is_of_container, ..files }.remove_plugin().unread
+        };
+        assert_eq!(unread(|_| false), Vec::<String>::new());
+        assert_eq!(unread(is_not_temporary).len(), 1, "what runtimes of the host find there is not mounted");
+    }
+
+    #[test]
+    fn a_link_may_have_the_entry_where_the_last_of_its_chain_leads_to_a_folder_that_is_not_mounted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let unread = || {
+            let files = CniFiles::new(directory.path().to_owned());
+            CniFiles { is_of_container: is_not_temporary, ..files }.remove_plugin().unread
+        };
+        symlink("./gone.conflist", path("20-beside.conflist")).expect("writable");
+        symlink(path("gone.conflist"), path("30-by-its-whole-path.conflist")).expect("writable");
+        assert_eq!(unread(), Vec::<String>::new(), "the host has no such file either");
+        symlink("current", path("10-x.conflist")).expect("writable");
+        symlink("/srv/cni/x.conflist", path("current")).expect("writable");
+        let left = unread();
+        let told = "10-x.conflist: it is a link to current, and that to /srv/cni/x.conflist, which is not there, or not mounted here";
+        assert!(left.len() == 1 && left[0].contains(told), "{left:?}");
     }
 
     /// The installer of another plugin writes its file at each start, and a file may be met half-written.

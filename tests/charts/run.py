@@ -60,6 +60,10 @@ CHANGES = [
     (["cni.binDirectory=/usr/lib/cni"], '          path: "/usr/lib/cni"', '          path: "/opt/cni/bin"'),
     (["cni.installPlugins=false"], "        - name: cni-conf-dir", "      initContainers:"),
     (["extraArgs={--netpol-default-deny=true}"], "        - \"--netpol-default-deny=true\"", None),
+    (["extraArgs={--netpol-cni=false}"], '        - "--netpol-cni=false"', None),
+    # Whoever has no init container installs the plugin by other means.
+    (["extraArgs={--netpol-cni=true}", "cni.installPlugins=false"], '        - "--netpol-cni=true"', "        - name: HOLD_PODS"),
+    (["firewall.holdPods=true"], '          value: "true"', '          value: "false"'),
     (["resources.limits.memory=1Gi"], "            memory: 1Gi", None),
     (["securityContext.readOnlyRootFilesystem=true"], "          readOnlyRootFilesystem: true", None),
     (["securityContext.privileged=false", "securityContext.capabilities.add={NET_ADMIN}"], "            - NET_ADMIN", "          privileged: true"),
@@ -102,6 +106,10 @@ WRONG = [
     (["metrics.port=20244", "healthAddress=127.0.0.1", "metrics.address=0.0.0.0"], "metrics.port"),
     (["extraArgs={--health-addr=127.0.0.1}"], "healthAddress"),
     (["extraArgs={--health-port=20299}"], "healthPort"),
+    (["extraArgs={--netpol-cni=true}"], "firewall.holdPods"),
+    (["extraArgs={--netpol-cni}"], "firewall.holdPods"),
+    (["extraArgs={--netpol-default-deny=true,--netpol-cni=1}"], "firewall.holdPods"),
+    (["extraArgs={--netpol-cni=true}", "router.podNetwork=false"], "firewall.holdPods"),
     (["healthAddress=localhost"], "healthAddress"),
     (["healthAddress=0.0.0.0"], "healthAddress"),
     (["healthAddress=[::1]"], "healthAddress"),
@@ -164,12 +172,15 @@ def both_probes_ask_where_health_is_served():
 
 
 def where_pods_are_held_back_the_plugin_has_to_be_there_whatever_cni_files_name():
-    """No CNI file need name it yet: the agent is about to write it into one."""
+    """No CNI file need name it yet: the agent is about to write it into one. One script serves both, and a variable tells it."""
+    scripts = set()
     for values, looks in ((["firewall.holdPods=true"], False), ([], True)):
         init = objects(charts.rendered(*chosen(values)))["DaemonSet", "kube-router"]["spec"]["template"]["spec"]["initContainers"][0]
-        that(("grep" in init["command"][2]) == looks, values, init["command"][2])
+        that(init["env"] == [{"name": "HOLD_PODS", "value": "false" if looks else "true"}], values, init["env"])
+        scripts.add(init["command"][2])
         seen = {mount["mountPath"]: mount.get("readOnly", False) for mount in init["volumeMounts"]}
         that(seen == {"/opt/cni/bin": False, **({"/etc/cni/net.d": True} if looks else {})}, values, seen)
+    that(len(scripts) == 1, *scripts)
 
 
 def every_value_is_tried():

@@ -4,7 +4,7 @@ import json
 
 import expect
 from expect import FAMILIES
-from labkit import net, objects, own, packets, traffic
+from labkit import kernel, net, objects, own, packets, traffic
 from labkit.agent import FLAGS, family_flags
 from network_policies import _apply, _pods, _policy, _put_pods, _start_with_firewall
 
@@ -19,6 +19,9 @@ def _asked(bed):
     _start_with_firewall(bed)
     try:
         bed.ready()
+        # A connection of IPVS that is left of a test before would translate answers of pods.
+        left = {i: kernel.ipvs(i) for i in bed.agents}
+        expect.that(not any(left.values()), "virtual services are left of tests before:", left)
         yield
     finally:
         for name in ("pods", "policies"):
@@ -32,6 +35,20 @@ def _asked(bed):
 
 def _said(bed, i, what):
     return json.loads(net.node(i, bed.binary, "route", what, "-o", "json", f"--socket={net.RUN}/n{i}/sluice.sock"))
+
+
+def _answer(bed, client, address, back):
+    """Who answers a client in or on node 1, and the source it saw; where nobody does, what IPVS remembers of that client, /readyz, and what node j says of
+    the way `back` to that source."""
+    j, source = back
+    try:
+        return traffic.ask(client, address, objects.TARGET)
+    except TimeoutError as error:
+        ready = {i: kernel.http_get(i, "/readyz") for i in bed.agents}
+        again = expect.is_answered(client, address, objects.TARGET)
+        remembered = [line for line in net.node(1, "ipvsadm", "-Lcn").splitlines() if f"{source}:" in line]
+        raise AssertionError(f"{error}; a second one is {'answered' if again else 'not either'}; connections of IPVS: {remembered}; ready: {ready}; "
+                             f"the way back of node {j}: {_said(bed, j, source)}") from None
 
 
 def _fits(way):
@@ -49,7 +66,7 @@ def packets_to_pods_of_other_nodes_go_as_it_says_and_their_policies_are_left_to_
             tunnel = way["route"]["nextHops"][0]["tunnel"]
             expect.that((tunnel is not None) == bed.plan.far(j), f"a tunnel to node {j}:", said)
             for client, source in (("n1p1", expect.pod("n1p1", family)), ("n1", way["kernel"]["ofNode"]["source"])):
-                who, seen = traffic.ask(client, address, objects.TARGET)
+                who, seen = _answer(bed, client, address, (j, source))
                 expect.that((who, seen) == (name, source), f"{client} is answered by {who}, which saw {seen}:", said)
             expect.that(not way["masqueraded"]["fromPods"], said)
             # What a pod has once heard of a way it believes for minutes.

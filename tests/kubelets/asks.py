@@ -1,9 +1,10 @@
 #!/usr/bin/python3
-"""Asks a Service on and on: asks.py ADDRESS LOG PAUSE. Each line in LOG begins with when its round began. Behind it stands `ok` for an answered request and after how many seconds, or why it failed.
-One connection to the port that sends back what it gets is kept all the while, `kept` and the seconds for each answer. It ends when the file LOG.end is there.
+"""Asks a Service on and on: asks.py ADDRESS LOG PAUSE [kept]. Each line in LOG begins with when its round began. Behind it stands `ok` for an answered request and after how many seconds, or why it failed.
+With `kept` one connection to the port that sends back what it gets is kept all the while, `kept` and the seconds for each answer. It ends when the file LOG.end is there.
 """
 import http.client
 import os
+import re
 import socket
 import sys
 import time
@@ -12,6 +13,24 @@ import urllib.request
 WEB, ECHO = 80, 9000  # ports of the Service
 PATIENCE = 20  # seconds; longer than any answer may take, so that a late one says how late it was
 CLOSED = "the connection that was kept was closed"
+SERVERS = (b"web-", b"late")  # how the names of those begin that may answer
+FOREIGN = "somebody else answered"
+LATE = "answered after"  # in the place of an answer that came too late
+
+
+def judged(line, latest):
+    """What stands behind when the round of a line of a log began: `ok` or `kept` of an answer within so many seconds, else the time and what went wrong; and after how many seconds it came,
+    where one did."""
+    began, _, said = line.partition(" ")
+    if not (found := re.fullmatch(r"(ok|kept) (\d+\.\d+)", said)):
+        return line, None
+    word, seconds = found[1], float(found[2])
+    return (word if seconds <= latest else f"{began} {word}: {LATE} {seconds:.2f} s"), seconds
+
+
+def slowest(outcomes):
+    """After how many seconds the last answer of these (`judged`) came; nothing where none did."""
+    return max((seconds for _, seconds in outcomes if seconds is not None), default=None)
 
 
 def now():
@@ -19,17 +38,26 @@ def now():
     return time.strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def main(address, path, pause):
-    kept = None
+def one_answer(where):
+    """What is to be written down of a request by a connection of its own."""
+    since = time.monotonic()
+    try:
+        with urllib.request.urlopen(f"http://{where}:{WEB}/name", timeout=PATIENCE) as answer:
+            name = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
+    return f"ok {time.monotonic() - since:.3f}" if name.startswith(SERVERS) else f"{FOREIGN}: {name[:80]}"
+
+
+def main(address, path, pause, keeps=""):
+    kept, where = None, f"[{address}]" if ":" in address else address
     with open(path, "a", buffering=1) as log:
         while not os.path.exists(f"{path}.end"):
-            began, since = now(), time.monotonic()
-            try:
-                with urllib.request.urlopen(f"http://{address}:{WEB}/name", timeout=PATIENCE) as answer:
-                    answer.read()
-                log.write(f"{began} ok {time.monotonic() - since:.3f}\n")
-            except (OSError, http.client.HTTPException) as error:
-                log.write(f"{began} {error}\n")
+            began = now()
+            log.write(f"{began} {one_answer(where)}\n")
+            if not keeps:
+                time.sleep(float(pause))
+                continue
             since = time.monotonic()
             try:
                 kept = kept or socket.create_connection((address, ECHO), PATIENCE)

@@ -180,7 +180,7 @@ class FromCalico(Move):
         at = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in bed.get("pods")["items"]}
         that(all(at[f"{name}{i}"].startswith(given(i).rpartition(".")[0] + ".") for name in names for i in self.nodes(bed)), at)
         self.each_node_has_a_pod_of_the_service(bed)
-        spaces = {f"{name}{i}": bed.on(i, f"for n in $(ls /run/netns); do ip -n $n -4 -o addr | grep -qF ' {at[f'{name}{i}']}/' && echo $n; done; true").strip() for name in names for i in self.nodes(bed)}
+        spaces = {f"{name}{i}": newcomer.space_of(bed, i, at[f"{name}{i}"]) for name in names for i in self.nodes(bed)}
         # As many in a row as reach every pod of the Service by chance; who is refused is told so once in a second (`icmp_ratelimit`).
         counts = {name: (10 if name.startswith("friend") else 4) * self.pods for name in spaces}
         ask = f"for n in $(seq {{}}); do curl -s -m 5 -o /dev/null http://{newcomer.web_address(bed)}/name && echo ok || echo refused; done"
@@ -195,9 +195,8 @@ class FromCalico(Move):
         own.say(f"  requests, by pod: {counts}; answered with the label, refused without it")
         bed.kubectl("delete", "networkpolicy", "friends")
         bed.kubectl("delete", "pod", *spaces)
-        bed.wait("pods reach pods", lambda: set().union(*self.answered_on_hosts(bed)) == {"ok"}, 300)
-        for i in self.nodes(bed):
-            bed.on(i, f": > {moves.LOG}")
+        bed.wait("pods reach pods", lambda: self.hosts_are_answered(bed), 300)
+        self.forget_requests(bed)
 
     def each_node_has_a_pod_of_the_service(self, bed):
         """Wherever the scheduler has put them."""
@@ -212,10 +211,6 @@ class FromCalico(Move):
             bed.kubectl("uncordon", *sorted(names - {name}))
         self.pods_are_ready(bed)
         that(places() == names, "pods of the Service are on", places())
-
-    def answered_on_hosts(self, bed):
-        """What nodes are answered by the Service, once the policy is gone everywhere."""
-        return [{"ok" if one != newcomer.FAILED else one for one in newcomer.answers(bed, i, f"{newcomer.web_address(bed)}:80", 4 * self.pods)} for i in self.nodes(bed)]
 
     def its_daemonset_leaves_out_nodes_of_ours(self, bed):
         for command in page.leaving_out("calico-node"):

@@ -24,7 +24,7 @@ TABLES = "nft list tables | grep sluice; true"
 
 def admitted(lines):
     """Of what a client has written (`asks.py`) that which the Service has let in, on either port: a late answer was one, and a connection that a server closes."""
-    return [line for line in lines if line in ("ok", "kept") or moves.LATE in line or line.endswith(asks.CLOSED)]
+    return [line for line in lines if line in ("ok", "kept") or asks.LATE in line or asks.FOREIGN in line or line.endswith(asks.CLOSED)]
 
 
 class Move(moves.Move):
@@ -157,7 +157,7 @@ class Move(moves.Move):
         at = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in bed.get("pods")["items"]}
         for i in self.nodes(bed):
             for who in ("friend", "stranger"):
-                space, = bed.on(i, f"for n in $(ls /run/netns); do ip -n $n -4 -o addr | grep -qF ' {at[f'{who}{i}']}/' && echo $n; done; true").split()
+                space = newcomer.space_of(bed, i, at[f"{who}{i}"])
                 self.ask(bed, i, who, space)
                 self.spaces[i, who] = space
         self.asked(bed)
@@ -214,7 +214,7 @@ class Move(moves.Move):
         bed.wait("pods are replaced", replaced)
         for (i, who), lines in self.asked_until_now(bed).items():
             # A connection that is kept ends with its pod, and its successor is answered.
-            failed = [line for line in lines if line != "ok" and ("kept" not in line or moves.LATE in line)]
+            failed = [line for line in lines if line != "ok" and ("kept" not in line or asks.LATE in line)]
             wrong = [*failed, *([] if "kept" in lines else ["no connection was kept"])] if who == "friend" else admitted(lines)
             that(not wrong, "node", i, who, wrong[:10])
         self.strangers_have_a_network(bed)

@@ -13,13 +13,15 @@ import time
 from labkit import net, own
 
 import asks
+import integrators
 import newcomer
 import page
+from asks import judged, slowest
 from newcomer import AGENTS, condition, container, ready_nodes, ready_pods, that, web_address
 from theirs import OTHERS, PLUGINS
 
 KINDS = ("flannel-vxlan", "flannel-host-gw")
-OURS = "/etc/cni/net.d/10-kuberouter.conflist"
+OURS = integrators.CONFLIST
 MASQUERADE = ["-N FLANNEL-POSTRTG", "-A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG",
               "-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN", "-A FLANNEL-POSTRTG -s {mine} -d {all} -j RETURN", "-A FLANNEL-POSTRTG -s {all} -d {mine} -j RETURN",
               "-A FLANNEL-POSTRTG ! -s {all} -d {mine} -j RETURN", "-A FLANNEL-POSTRTG -s {all} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully",
@@ -27,31 +29,18 @@ MASQUERADE = ["-N FLANNEL-POSTRTG", "-A POSTROUTING -m comment --comment 'flanne
 FORWARDED = ["-N FLANNEL-FWD", "-A FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD", "-A FLANNEL-FWD -s {all} -m comment --comment 'flanneld forward' -j ACCEPT",
              "-A FLANNEL-FWD -d {all} -m comment --comment 'flanneld forward' -j ACCEPT"]
 LOG = "/var/lib/kubelet/requests"
-ASKS = os.path.join(os.path.dirname(os.path.realpath(__file__)), "asks.py")
 # What kube-proxy has in a kernel, in any of its modes; prints nothing where it has nothing.
 KUBE_PROXYS = ("for p in iptables ip6tables; do for f in nft legacy; do $p-$f-save 2>/dev/null | grep -E '^(:|-A) ?KUBE-(SERVICES|NODE-?PORT|SVC|SVL|SEP|EXT|FW|XLB|MARK-MASQ|FORWARD|PROXY|SOURCE-RANGES|IPVS|POSTROUTING|LOAD)'; "
                "done; done; nft list tables | grep -w kube-proxy; ipset list -n 2>/dev/null | grep ^KUBE- | grep -vE '^KUBE-(SRC|DST)-'; ip -br link show kube-ipvs0 2>/dev/null; true")
 # Prints something where kube-proxy serves the Service, by its mode.
 SERVED = {"iptables": "iptables-save -t nat | grep -- '-A KUBE-SERVICES -d {address}/32'; true", "nftables": "nft list map ip kube-proxy service-ips 2>/dev/null | grep -F '{address} '; true",
           "ipvs": "ip -4 -o addr show dev kube-ipvs0 2>/dev/null | grep -F ' {address}/32'; true"}
-GRACE = 10
 # For how many seconds after its first rules kube-proxy may make requests fail in its mode nftables, in which it empties IPVS first: it writes one Service after the other. What
 # fails for that reason fails within so many of the first one that does, on each node.
 STARTS, REFUSES = 30, 10
-LATE = "answered after"  # in the place of an answer that came too late
 # How fast pods are probed and asked, by the place of the nodes: all of a guest's have one emulated processor. Seconds.
 PACE = {"native": {"probe": {"periodSeconds": 1}, "more pods": 2, "patience": 5, "pause": 0.2},
         "guest": {"probe": {"periodSeconds": 5, "timeoutSeconds": 10, "failureThreshold": 10}, "more pods": 1, "patience": 20, "pause": 1}}
-
-
-def judged(line, latest):
-    """What stands behind when the round of a line of a log began: `ok` or `kept` of an answer within so many seconds, else the time and what went wrong; and after how many seconds it came,
-    where one did."""
-    began, _, said = line.partition(" ")
-    if not (found := re.fullmatch(r"(ok|kept) (\d+\.\d+)", said)):
-        return line, None
-    word, seconds = found[1], float(found[2])
-    return (word if seconds <= latest else f"{began} {word}: {LATE} {seconds:.2f} s"), seconds
 
 
 def length(lines):
@@ -157,17 +146,16 @@ class Move:
 
     def requests_go_on(self, bed):
         pod = {"metadata": {"labels": {"app": "web"}}, "spec": {
-            "terminationGracePeriodSeconds": GRACE, "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": newcomer.GRACE[bed.kind], "automountServiceAccountToken": False,
             "containers": [container("web", 'echo "$NAME" > /www/name; nc -ll -p 9000 -e cat & exec httpd -f -p 8080 -h /www',
                                      env=[{"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
                                      readinessProbe={"httpGet": {"path": "/name", "port": 8080}, **PACE[bed.kind]["probe"]},
-                                     lifecycle={"preStop": {"exec": {"command": ["sleep", str(GRACE - 3)]}}})]}}
-        budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"}, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}}}
+                                     lifecycle=newcomer.goes_on_for_a_while(bed))]}}
         self.pods = bed.nodes + PACE[bed.kind]["more pods"]
         newcomer.put_one_pod_on_each_node(bed, PACE[bed.kind]["probe"])
         bed.apply(
             {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
-             "spec": {"replicas": self.pods, "selector": {"matchLabels": {"app": "web"}}, "template": pod}}, budget,
+             "spec": {"replicas": self.pods, "selector": {"matchLabels": {"app": "web"}}, "template": pod}}, newcomer.BUDGET,
             {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [
                 {"name": "web", "port": 80, "targetPort": 8080, "nodePort": 30080}, {"name": "echo", "port": 9000, "targetPort": 9000}]}})
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
@@ -193,8 +181,7 @@ class Move:
             bed.wait(f"requests of node {i} go on", lambda i=i, n=before: len(bed.on(i, f"cat {LOG}; true").splitlines()) > n + 10, 300)
         outcomes = {i: [judged(line, newcomer.LATEST[bed.kind]) for line in bed.on(i, f"cat {LOG}; : > {LOG}").splitlines()] for i in self.nodes(bed)}
         failed = {i: [one for one, _ in found if one != "ok"] for i, found in outcomes.items()}
-        slowest = {i: max((seconds for _, seconds in found if seconds is not None), default=None) for i, found in outcomes.items()}
-        own.say(f"  {sum(map(len, outcomes.values()))} requests, failed: {failed}, the slowest answer of each node after seconds: {slowest}")
+        own.say(f"  {sum(map(len, outcomes.values()))} requests, failed: {failed}, the slowest answer of each node after seconds: {({i: slowest(found) for i, found in outcomes.items()})}")
         self.fail_within_seconds(failed if spans else {})
         failed = beyond(failed, spans or {})
         for i in [i for i, lines in failed.items() if lines]:
@@ -203,8 +190,9 @@ class Move:
         that(not any(failed.values()), "failed requests, by node:", failed, "\n" + bed.state() if any(failed.values()) else "")
 
     def fail_within_seconds(self, failed):
-        """Where requests may fail, those of who asked that did fail began within some seconds."""
-        long = {who: lines for who, lines in failed.items() if length(lines) > REFUSES}
+        """Where requests may fail, those of who asked that did fail began within some seconds. What was answered late was not refused."""
+        refused = {who: [line for line in lines if asks.LATE not in line] for who, lines in failed.items()}
+        long = {who: lines for who, lines in refused.items() if length(lines) > REFUSES}
         that(not long, f"failed for more than {REFUSES} s:", long)
 
     def pods_are_ready(self, bed):
@@ -237,7 +225,7 @@ class Move:
     def ask(self, bed, i, who, space=None):
         """Begins requests of a node, or of one of its network namespaces, and a connection that is kept (`asks.py`)."""
         log, enter = f"/var/lib/kubelet/asked-by-{who}", f"nsenter --net=/run/netns/{space} " if space else ""
-        bed.on(i, f"rm -f {log} {log}.end; setsid {enter}{own.PYTHON} -B {ASKS} {web_address(bed)} {log} {PACE[bed.kind]['pause']} < /dev/null > /dev/null 2>&1 & until test -e {log}; do sleep 0.1; done")
+        bed.on(i, f"rm -f {log} {log}.end; setsid {enter}{own.PYTHON} -B {newcomer.ASKS} {web_address(bed)} {log} {PACE[bed.kind]['pause']} kept < /dev/null > /dev/null 2>&1 & until test -e {log}; do sleep 0.1; done")
         self.asking[i, who] = log
 
     def asked(self, bed):
@@ -248,7 +236,7 @@ class Move:
             bed.wait(f"node {i}, {who}: requests go on", lambda i=i, log=log, n=before: len(bed.on(i, f"cat {log} 2>/dev/null; true").splitlines()) > n + 20, 300)
             lines = [judged(line, newcomer.LATEST[bed.kind]) for line in bed.on(i, f"cat {log}").splitlines()]
             found[i, who] = [line for line, _ in lines]
-            self.slowest[f"node {i}, {who}"] = max((seconds for _, seconds in lines if seconds is not None), default=None)
+            self.slowest[f"node {i}, {who}"] = slowest(lines)
         return found
 
     def asked_until_now(self, bed):
@@ -363,7 +351,7 @@ class Move:
         """Pods leave a node, its network is another one, and pods come back. That of the DaemonSet stays until the commands make it anew."""
         bridges = {i: former for i in self.nodes(bed)}
         for i in self.nodes(bed):
-            bed.kubectl("drain", f"node{i}", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s")
+            bed.kubectl("drain", f"node{i}", "--ignore-daemonsets", "--delete-emptydir-data", newcomer.DRAINS)
             bed.wait("no pod is there but the DaemonSet's", lambda i=i: len(self.links_of_pods(bed, i, former)) == 1, 300)
             commands(i)
             bed.kubectl("uncordon", f"node{i}")
@@ -414,17 +402,31 @@ class Move:
         bed.apply(policy)
         pods = ready_pods(bed, "-l", "app=web")
 
-        def silent():
-            found = []
+        def said(seconds):
+            """What pods are told by those of other nodes, with so much patience."""
+            found = set()
             for i in self.nodes(bed):
                 others = [pod["status"]["podIP"] for pod in pods if pod["spec"]["nodeName"] != f"node{i}"]
                 for space in bed.on(i, "ls /run/netns").split():
-                    found += [bed.on(i, f"nsenter --net=/run/netns/{space} curl -s -m 2 -o /dev/null http://{one}:8080/name || echo silent").split() for one in others]
-            return bool(found) and all(one == ["silent"] for one in found)
-        bed.wait("pods do not reach pods", silent, 300)
+                    found.update(*(bed.on(i, f"nsenter --net=/run/netns/{space} curl -s -m {seconds} -o /dev/null http://{one}:8080/name && echo answered || echo silent").split() for one in others))
+            return found
+        bed.wait("pods do not reach pods", lambda: said(2) == {"silent"}, 300)
         bed.kubectl("delete", "networkpolicy", "closed")
-        bed.wait("pods reach pods", lambda: not silent(), 300)
+        # One node is told before another is, and one pod before another.
+        bed.wait("pods reach pods", lambda: said(5) == {"answered"}, 300)
+        bed.wait("the Service answers every node", lambda: self.hosts_are_answered(bed), 300)
+        self.forget_requests(bed)
+
+    def hosts_are_answered(self, bed):
+        """Whether the Service answers each request of each node, of many, as it does once a policy is gone everywhere."""
+        said = [newcomer.answers(bed, i, f"{web_address(bed)}:80", 4 * self.pods) for i in self.nodes(bed)]
+        return all(len(words) == 4 * self.pods and newcomer.FAILED not in words for words in said)
+
+    def forget_requests(self, bed):
+        """What has been asked until now may have failed, also what is on its way, which is written down later."""
         for i in self.nodes(bed):
+            before = len(bed.on(i, f"cat {LOG}").splitlines())
+            bed.wait(f"the request of node {i} that was on its way is over", lambda i=i, n=before: len(bed.on(i, f"cat {LOG}").splitlines()) > n, 60)
             bed.on(i, f": > {LOG}")
 
     def node_after_node_gets_flannels_network_back(self, bed):

@@ -11,9 +11,12 @@ import time
 from labkit import image, net, own
 from labkit.source import kubeconfig
 
+import asks
 import bed as beds
 import page
+from integrators import CONFLIST
 
+ASKS = os.path.realpath(asks.__file__)
 AGENTS = ("-n", "kube-system", "-l", "k8s-app=kube-router")
 # After how many seconds an answer counts as none, by the place of the nodes. A first packet that is lost is sent again after one second (RFC 6298), so on this machine's own kernel an
 # answer that came later has lost one. In a guest all nodes have one emulated processor, which may be elsewhere for a while: there an answer to the second repetition, after three seconds, counts.
@@ -58,10 +61,9 @@ def a_host_is_asked_before_an_agent_starts(bed):
         bed.put(i, "/etc/kubernetes/admin.conf", admin)
         folders = ("/etc/cni/net.d", "/var/lib/sluice", "/run/sluice")
         mounts = (("/lib/modules", "ro"), *((folder, "rw") for folder in folders), ("/etc/kubernetes", "ro"))
-        conf = "/etc/cni/net.d/10-kuberouter.conflist"
         words = ("preflight", "-o", "json", "--kubeconfig=/etc/kubernetes/admin.conf", f"--hostname-override=node{i}")
         # Exit status 1 where something is worth knowing, 2 where an agent would not work.
-        said = bed.on(i, f"mkdir -p {' '.join(folders)}; {bed.once(*words, mounts=mounts, conf=conf, pids=True)}; status=$?; rm -r /etc/kubernetes; test $status -le 1")
+        said = bed.on(i, f"mkdir -p {' '.join(folders)}; {bed.once(*words, mounts=mounts, conf=CONFLIST, pids=True)}; status=$?; rm -r /etc/kubernetes; test $status -le 1")
         that(not bed.on(i, f"find {' '.join(folders)} -type f").split(), "preflight wrote files")
         found = json.loads(said)
         that(found["node"] == f"node{i}" and len(found["findings"]) > 10, said)
@@ -93,7 +95,7 @@ def the_manifest_makes_the_nodes_ready(bed):
     bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
     bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
     for i in range(1, bed.nodes + 1):
-        that("kube-bridge" in bed.on(i, "cat /etc/cni/net.d/10-kuberouter.conflist"), "no CNI file on node", i)
+        that("kube-bridge" in bed.on(i, f"cat {CONFLIST}"), "no CNI file on node", i)
         that(set(bed.on(i, "ls /opt/cni/bin").split()) >= {"bridge", "host-local", "loopback", "portmap", "sluice-cni"}, "plugins of node", i)
 
 
@@ -102,17 +104,26 @@ def container(name, script, **more):
 
 
 PROBE = {"httpGet": {"path": "/name", "port": 8080}, "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 10}
-GRACE = 10  # seconds, of a pod that goes on to answer while others are told that it goes
+# For how many seconds a pod may go on to answer while others are told that it goes, by the place of the nodes: who tells them, agents or kube-proxy on every node, has the one processor of a
+# guest beside containers that start.
+GRACE = {"native": 10, "guest": 40}
+DRAINS = "--timeout=900s"  # one pod after the other, each behind the start of another one
+BUDGET = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"}, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}}}
+
+
+def goes_on_for_a_while(bed):
+    """The lifecycle of a container that answers until shortly before its time is over."""
+    return {"preStop": {"exec": {"command": ["sleep", str(GRACE[bed.kind] - 3)]}}}
 
 
 def pods_get_addresses_and_pass_their_probes(bed):
     # Only where pods leave a node under requests do they have to go on for a while: all others end at once, which keeps the rest short.
     leaves = bed.nodes + bed.joining > 1
-    more = {"lifecycle": {"preStop": {"exec": {"command": ["sleep", str(GRACE - 3)]}}}} if leaves else {}
+    more = {"lifecycle": goes_on_for_a_while(bed)} if leaves else {}
     serve = 'echo "$NAME" > /www/name; exec httpd -f -p 8080 -h /www'
     name = {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
     pod = {"metadata": {"labels": {"app": "web"}}, "spec": {
-        "terminationGracePeriodSeconds": GRACE if leaves else 1, "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": GRACE[bed.kind] if leaves else 1, "automountServiceAccountToken": False,
         "containers": [container("web", serve, env=[name], readinessProbe=PROBE, livenessProbe=PROBE, **more)]}}
     bed.apply(
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
@@ -219,13 +230,12 @@ def pods_leave_a_node_that_is_drained_and_services_go_on(bed):
     """No request of a pod of another node fails meanwhile, nor while a node that is there again gets pods."""
     that(bed.nodes > 1, "with one node there is nowhere to go to")
     name = f"node{bed.nodes}"
-    budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"}, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}}}
-    bed.apply(budget)
+    bed.apply(BUDGET)
     client(bed)
     every = families(bed)
     bed.wait("the client is answered", lambda: all(outcomes(bed, one)[-bed.nodes - 1:] == ["ok"] * (bed.nodes + 1) for one in every))
     before = {one: len(outcomes(bed, one)) for one in every}
-    bed.kubectl("drain", name, "--ignore-daemonsets", "--force", "--timeout=600s")
+    bed.kubectl("drain", name, "--ignore-daemonsets", "--force", DRAINS)
 
     def moved():
         pods = ready_pods(bed, "-l", "app=web")
@@ -261,7 +271,12 @@ def a_policy_closes_the_pods(bed):
     bed.wait("the client is answered again", lambda: clients_are("ok"))
 
 
-PROBED = 5  # seconds, in which two probes in a row fail where they are refused
+# Of pods that begin under a policy, by the place of the nodes: two probes in a row that have no answer in time end that they are Ready. And for how many seconds that is looked at, which is
+# more than two such probes take, with the pause before the first and the kubelet's word to the API server.
+LATE_PROBE = {"native": {"periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 2}, "guest": {"periodSeconds": 2, "timeoutSeconds": LATEST["guest"], "failureThreshold": 2}}
+PROBED = {"native": 8, "guest": 24}
+# For how many seconds pods that are Ready may not have their policy yet.
+HAS_POLICY = {"native": 60, "guest": 300}
 
 
 def ready_since(bed):
@@ -269,32 +284,43 @@ def ready_since(bed):
     return {pod["metadata"]["name"]: [one["lastTransitionTime"] for one in pod["status"]["conditions"] if one["type"] == "Ready"] for pod in ready_pods(bed, "-l", "app=web")}
 
 
+def failed_probes(bed):
+    """By the Event of it: of which pod, how often, when last and how a probe has failed."""
+    return {event["metadata"]["uid"]: (event["involvedObject"]["name"], event.get("count", 1), event["lastTimestamp"], event["message"])
+            for event in bed.get("events", "-n", "default", "--field-selector", "reason=Unhealthy")["items"]}
+
+
+def failed_since(before, now):
+    """Of these (`failed_probes`), those that are new or have grown. The API server drops an Event after an hour, so one that is not there any more says nothing."""
+    return [one for uid, one in now.items() if uid not in before or one[1] > before[uid][1]]
+
+
 def probes_pass_under_the_policy(bed):
-    """A pod of each node that begins while the policy is in force is Ready by its own probe, and stays so once the policy has it: two probes that were refused, of one each second, would
-    end that. Pods of before are Ready as they were, and no probe of theirs has failed meanwhile."""
-    def failures():
-        # A starved guest may be late with an answer; what a policy refuses is refused at once.
-        return {event["metadata"]["uid"]: event.get("count", 1) for event in bed.get("events", "-n", "default", "--field-selector", "reason=Unhealthy")["items"]
-                if not event["involvedObject"]["name"].startswith("late") and (bed.kind == "native" or "refused" in event["message"])}
-    before, failed = ready_since(bed), failures()
+    """A pod of each node that begins while the policy is in force is Ready by its own probe, and stays so once the policy has it, without a probe that fails: two in a row that were refused or
+    had no answer would end it. Pods of before are Ready as they were, and no probe of theirs has failed meanwhile."""
+    before, failed = ready_since(bed), failed_probes(bed)
     names = [f"late{i}" for i in range(1, bed.nodes + 1)]
-    served = container("web", "echo late > /www/name; exec httpd -f -p 8080 -h /www", readinessProbe={**PROBE, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 2})
+    served = container("web", "echo late > /www/name; exec httpd -f -p 8080 -h /www", readinessProbe={**PROBE, **LATE_PROBE[bed.kind]})
     bed.apply(*({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "web"}}, "spec": {
         "nodeName": f"node{i}", "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, "containers": [served]}} for i, name in enumerate(names, 1)))
     bed.wait("pods that begin under the policy are ready", lambda: set(names) <= set(ready_since(bed)), 300)
     addresses = [bed.get("pod", name)["status"]["podIP"] for name in names]
     # Whether the policy has them is asked from the pod of the client, whose address is no node's.
-    bed.wait("the client is refused by these, too", lambda: all(asked_by_the_client(bed, one) == "refused" for one in addresses), 60)
-    began = {name: since for name, since in ready_since(bed).items() if name in names}
-    time.sleep(PROBED)
-    now = ready_since(bed)
+    bed.wait("the client is refused by these, too", lambda: all(asked_by_the_client(bed, one) == "refused" for one in addresses), HAS_POLICY[bed.kind])
+    began, started = {name: since for name, since in ready_since(bed).items() if name in names}, failed_probes(bed)
+    time.sleep(PROBED[bed.kind])
+    now, ended = ready_since(bed), failed_probes(bed)
     that({name: since for name, since in now.items() if name in names} == began and set(began) == set(names), "Ready under the policy at first, and then:", began, now)
     that({name: since for name, since in now.items() if name in before} == before, "Ready before, and then:", before, now)
-    that(failures() == failed, "probes failed under a policy:", failed, failures())
+    # A starved guest may be late with an answer while containers start; what a policy refuses is refused at once.
+    wrong = [one for one in failed_since(failed, ended) if one[0] not in names and (bed.kind == "native" or "refused" in one[3])]
+    # Behind `started` nothing starts any more, so of these pods every probe counts that fails, for want of an answer too. One that failed before its pod was Ready may be told late, with its time.
+    wrong += [one for one in failed_since(started, ended) if one[0] in names and one[2] > began[one[0]][0]]
+    that(not wrong, "probes failed under a policy:", wrong)
     bed.kubectl("delete", "pod", *names)
 
 
-LOG = "/var/lib/kubelet/client"
+LOG = "/var/lib/kubelet/asked-by-client"  # and its family
 
 
 def families(bed):
@@ -302,19 +328,36 @@ def families(bed):
     return (4, 6) if bed.has_ipv6 else (4,)
 
 
+def space_of(bed, i, address):
+    """The network namespace on a node of the pod that has this address."""
+    space, = bed.on(i, f"for n in $(ls /run/netns); do ip -n $n -o addr | grep -qF ' {address}/' && echo $n; done; true").split()
+    return space
+
+
 def client(bed):
-    """A pod that asks the Service on and on, in each family by its address, and writes down what came of it and after how many hundredths of a second."""
-    # Debian's static busybox is killed in its wget: it looks for the host's libraries of names. /proc/uptime is read without another process.
-    clock = "read up rest < /proc/uptime; up=${up%.*}${up#*.}"
-    loops = []
-    for family, address in zip(families(bed), web_addresses(bed)):
-        ask = f"printf 'GET /name HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {address} 80 | grep -qE '^(web-|late)'"
-        loops.append(f"while :; do {clock}; began=$up; if {ask}; then said=ok; else said=failed; fi; {clock}; echo $said $((up - began)) >> /log/outcomes{family}; sleep 0.3; done")
+    """A pod in whose network the Service is asked on and on, in each family by its address (`asks.py`). Who asks times the request alone, without programs that start around it, which in a guest
+    take longer. What was written down before is gone."""
     bed.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "client"}, "spec": {
-        "nodeName": "node1", "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False,
-        "containers": [container("client", " & ".join(loops), volumeMounts=[{"name": "log", "mountPath": "/log"}])],
-        "volumes": [{"name": "log", "hostPath": {"path": LOG, "type": "DirectoryOrCreate"}}]}})
+        "nodeName": "node1", "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, "containers": [container("client", "exec sleep 1000000")]}})
     bed.wait("the client runs", lambda: condition(bed.get("pod", "client"), "Ready"))
+    space = space_of(bed, 1, bed.get("pod", "client")["status"]["podIP"])
+    nobody_asks(bed)
+    for family, address in zip(families(bed), web_addresses(bed)):
+        log = f"{LOG}{family}"
+        # What has not begun a session of its own ends with the command.
+        bed.on(1, f"setsid nsenter --net=/run/netns/{space} {own.PYTHON} -B {ASKS} {address} {log} 0.3 < /dev/null > /dev/null 2>&1 & echo $! > {log}.pid; until test -e {log}; do sleep 0.1; done")
+
+
+def nobody_asks(bed):
+    """Ends those who ask in the client's network, if there are any."""
+    for family in families(bed):
+        log = f"{LOG}{family}"
+        bed.on(1, f"if pid=$(cat {log}.pid 2>/dev/null) && grep -qsF {log} /proc/$pid/cmdline; then kill $pid; fi; rm -f {log} {log}.pid")
+
+
+def client_goes(bed):
+    nobody_asks(bed)
+    bed.kubectl("delete", "pod", "client", "--wait=false", "--ignore-not-found")
 
 
 def asked_by_the_client(bed, address):
@@ -324,26 +367,26 @@ def asked_by_the_client(bed, address):
 
 
 def timed_outcomes(bed, family):
-    """Each request's word, and its seconds; of one that is written down just now there is nothing yet."""
-    lines = bed.on(1, f"cat {LOG}/outcomes{family} 2>/dev/null || true").split("\n")[:-1]
-    return [(word, int(hundredths) / 100) for word, hundredths in (line.split() for line in lines)]
+    """Of each request what came of it, and after how many seconds (`asks.judged`); of one that is written down just now there is nothing yet."""
+    lines = bed.on(1, f"cat {LOG}{family} 2>/dev/null || true").split("\n")[:-1]
+    return [asks.judged(line, LATEST[bed.kind]) for line in lines]
 
 
-def in_time(bed, timed):
+def in_words(timed):
     """`ok`, `failed`, or `late` of an answer that took too long (`LATEST`)."""
-    return ["late" if word == "ok" and seconds > LATEST[bed.kind] else word for word, seconds in timed]
+    return ["ok" if said == "ok" else "late" if asks.LATE in said else "failed" for said, _ in timed]
 
 
 def outcomes(bed, family=4):
-    return in_time(bed, timed_outcomes(bed, family))
+    return in_words(timed_outcomes(bed, family))
 
 
 def no_request_of_the_client_failed(bed, family, before):
     """Of those behind so many."""
     timed = timed_outcomes(bed, family)[before:]
-    said, slowest = in_time(bed, timed), max(seconds for _, seconds in timed)
-    that(set(said) == {"ok"}, said.count("failed"), "of", len(said), f"requests by IPv{family} failed, and {said.count('late')} were answered after more than {LATEST[bed.kind]} s; the slowest took",
-         f"{slowest:.2f} s")
+    said, slowest = in_words(timed), asks.slowest(timed)
+    that(set(said) == {"ok"}, said.count("failed"), "of", len(said), f"requests by IPv{family} failed, and {said.count('late')} were answered after more than {LATEST[bed.kind]} s:",
+         [one for one, _ in timed if one != "ok"][:40])
     own.say(f"  {len(said)} requests by IPv{family}, none failed, the slowest {slowest:.2f} s")
 
 
@@ -511,7 +554,7 @@ def last_words(bed, pod, name):
 def the_removal_leaves_nothing(bed, with_tunnels=False, without_agents=lambda: None, stays="$^"):
     """`with_tunnels`: agents had direct server return. `without_agents` is called when they are gone, and all else is there. `stays`: which lines about a node may be there all the same."""
     agents_have_never_ended(bed)
-    bed.kubectl("delete", "pod", "client", "--wait=false")
+    client_goes(bed)
     bed.kubectl("delete", "deployment", "web")
     bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
     bed.uninstall()

@@ -219,7 +219,8 @@ class Theirs:
         that(len(bed.refused()) == refused, "refused in a minute:", counted(bed.refused()[refused:]))
         that(self.may_allocate(bed) == {"yes"}, "behind our file agents may not allocate:", self.may_allocate(bed))
         bed.kubectl("delete", "-f", f"{cluster.INSTALLED}/kube-router-load-balancer.yaml")
-        that(self.may_allocate(bed) == {"no"}, "our file alone lets agents allocate:", self.may_allocate(bed))
+        # The API server answers by what it has watched, which follows.
+        bed.wait("our file alone does not let agents allocate", lambda: self.may_allocate(bed) == {"no"}, 60)
 
     def may_allocate(self, bed):
         """What the API server says of the rights of `--run-loadbalancer`."""
@@ -231,7 +232,7 @@ class Theirs:
 
     def the_removal_leaves_nothing(self, bed):
         """By what is documented for kube-router: the objects go, and the image runs once with --cleanup-config."""
-        bed.kubectl("delete", "pod", "client", "--wait=false", "--ignore-not-found")
+        newcomer.client_goes(bed)
         bed.kubectl("delete", "deployment,service", "web", "--ignore-not-found")
         bed.kubectl("delete", "daemonset", newcomer.EACH, "--ignore-not-found")
         bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])

@@ -172,8 +172,8 @@ fn cni_file(facts: &Facts, config: &Config) -> Option<Finding> {
         Err(reason) => {
             let what = format!("it cannot be read: {reason}");
             let why = "the agent cannot write the ranges of this node's pods into it".to_owned();
-            let todo = "let root read it, or remove it: the agent writes one".to_owned();
-            Some(Finding::bad(Level::Degraded, subject, [what, why, todo]))
+            let todo = "let root read it (where it is a link, mount the folder of its target), or remove it: the agent writes one";
+            Some(Finding::bad(Level::Degraded, subject, [what, why, todo.to_owned()]))
         }
         Ok(text) => {
             let ranges = node(facts).map(|node| node.pod_cidrs.clone()).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The listeners of health checks, on a thread of their own, so that a load balancer waits for nothing else that the program does.
 //!
 //! A listener is there only while a Service asks for its port. It stays while the port goes from one Service to another, and answers
-//! for whoever has it now. A port that cannot be listened on is tried again, later and later; that is logged and noted in `/readyz`
+//! for whoever has it now. A port that cannot be listened on is tried again, each second in the end; that is logged and noted in `/readyz`
 //! when it begins, and is a problem of the Service for as long as it lasts, one however often it is tried.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +49,7 @@ pub async fn run(mut inputs: Inputs) {
         note: inputs.health.note("health checks"),
         places: BTreeMap::new(),
         known: HealthChecks::default(),
+        tried_at: None,
         problems: inputs.problems,
         connections: Places::new(CONNECTIONS),
         answers: Answers { wanted: inputs.wanted.clone(), health: inputs.health, component: inputs.component },
@@ -75,6 +76,8 @@ struct Listeners {
     places: BTreeMap<(u16, IpAddr), Place>,
     /// The health checks desired last.
     known: HealthChecks,
+    /// When ports in use were tried last.
+    tried_at: Option<Instant>,
     answers: Answers,
     note: Note,
     problems: watch::Sender<ServiceProblems>,
@@ -101,31 +104,46 @@ struct Answers {
 impl Listeners {
     /// Opens and closes listeners, at the cost of what has changed, and tries again where it is time.
     async fn follow(&mut self, wanted: HealthChecks) {
+        let mut is_new = self.follow_wanted(wanted).await;
+        let now = Instant::now();
+        let is_due = |place: &Place| matches!(place, Place::Failed { backoff, .. } if backoff.is_due(now));
+        let due: Vec<(u16, IpAddr)> =
+            self.places.iter().filter(|(_, place)| is_due(place)).map(|(key, _)| *key).collect();
+        for place in due {
+            self.tried_at = Some(now);
+            is_new |= self.open(place);
+        }
+        // Sentences about thousands of ports that another program has for days are not made again with each try.
+        if is_new {
+            self.note.set(self.failures().take(NOTED).map(|(_, _, text)| text).collect());
+            self.publish_problems();
+        }
+    }
+
+    /// Opens and closes what has changed of what is wanted; returns whether anything has.
+    async fn follow_wanted(&mut self, wanted: HealthChecks) -> bool {
         let known = std::mem::replace(&mut self.known, wanted);
         let mut ports: BTreeSet<u16> =
             self.known.checks.changes_since(&known.checks).map(|change| *change.key()).collect();
         if known.addresses != self.known.addresses {
             ports.extend(self.known.checks.iter().map(|(port, _)| *port));
         }
+        let is_new = !ports.is_empty();
         let addresses: Vec<IpAddr> = known.addresses.union(&self.known.addresses).copied().collect();
         for port in ports {
             for address in &addresses {
                 let place = (port, *address);
                 let is_wanted = self.known.addresses.contains(address) && self.known.checks.get(&port).is_some();
                 match (is_wanted, self.places.contains_key(&place)) {
-                    (true, false) => self.open(place),
+                    (true, false) => {
+                        self.open(place);
+                    }
                     (false, true) => self.close(place).await,
                     _ => {}
                 }
             }
         }
-        let now = Instant::now();
-        let is_due = |place: &Place| matches!(place, Place::Failed { backoff, .. } if backoff.is_due(now));
-        let due: Vec<(u16, IpAddr)> =
-            self.places.iter().filter(|(_, place)| is_due(place)).map(|(key, _)| *key).collect();
-        due.into_iter().for_each(|place| self.open(place));
-        self.note.set(self.failures().take(NOTED).map(|(_, _, text)| text).collect());
-        self.publish_problems();
+        is_new
     }
 
     /// Publishes the ports that cannot be listened on, one problem for all addresses of a port: it stays the same while some of them come free.
@@ -153,11 +171,12 @@ impl Listeners {
         });
     }
 
-    fn open(&mut self, (port, address): (u16, IpAddr)) {
+    /// Listens at a place, or takes down why it cannot; returns whether that is another outcome than before.
+    fn open(&mut self, (port, address): (u16, IpAddr)) -> bool {
         let service = self.known.checks.get(&port).map(|check| check.service.to_string()).unwrap_or_default();
-        let failed = match self.places.remove(&(port, address)) {
-            Some(Place::Failed { backoff, .. }) => backoff,
-            _ => Backoff::default(),
+        let (failed, former_error) = match self.places.remove(&(port, address)) {
+            Some(Place::Failed { backoff, error }) => (backoff, error),
+            _ => (Backoff::default(), String::new()),
         };
         let place = match http::listen(SocketAddr::new(address, port)) {
             Ok(listener) => {
@@ -177,7 +196,9 @@ impl Listeners {
                 Place::Failed { backoff, error: error.to_string() }
             }
         };
+        let is_as_before = matches!(&place, Place::Failed { error, .. } if *error == former_error);
         self.places.insert((port, address), place);
+        !is_as_before
     }
 
     /// Closes a listener and its connections; the port is free afterwards.
@@ -194,7 +215,7 @@ impl Listeners {
             Place::Open(_) => None,
             Place::Failed { backoff, .. } => backoff.retry_at(),
         };
-        self.places.values().filter_map(retry).min()
+        next_round(self.places.values().filter_map(retry), self.tried_at)
     }
 
     /// Returns the ports that are wanted and cannot be listened on, with their Services and a sentence.
@@ -214,6 +235,14 @@ impl Listeners {
 /// Latest time of another try. Where kube-proxy ends, all its ports come free on all nodes at once, and a load balancer takes out a node that answers
 /// nothing for some seconds; a try costs microseconds.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Shortest time between two rounds of tries, each of which looks at all places: of thousands of ports in use each has a time of its own.
+const ROUND: Duration = Duration::from_millis(100);
+
+/// Says when the first of these tries is due, at some distance from the round before.
+pub(super) fn next_round(due: impl Iterator<Item = Instant>, tried_at: Option<Instant>) -> Option<Instant> {
+    due.min().map(|first| tried_at.map_or(first, |at| first.max(at + ROUND)))
+}
 
 /// Says when a port that another program has is tried again.
 pub(super) fn port_is_in_use(backoff: &mut Backoff, port: u16, now: Instant) {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::serve::{Inputs, port_is_in_use, run};
+use super::serve::{Inputs, next_round, port_is_in_use, run};
 use super::*;
 use crate::model::{Cause, Conditions, Endpoint, EndpointList, EndpointPort, EndpointSlice, ServiceProblems};
 use crate::net::Protocol;
@@ -287,6 +287,25 @@ fn a_port_that_another_program_has_for_long_is_tried_each_second() {
         assert!(next > now && next <= now + Duration::from_secs(1), "after {tries}: {:?}", next - now);
         now = next;
     }
+}
+
+#[test]
+fn thousands_of_ports_in_use_are_tried_in_a_few_rounds_each_second() {
+    let start = Instant::now();
+    let mut ports: Vec<(u16, Backoff)> = (30_000..32_000).map(|port| (port, Backoff::default())).collect();
+    ports.iter_mut().for_each(|(port, backoff)| port_is_in_use(backoff, *port, start));
+    let (mut tried_at, mut rounds) = (None, Vec::new());
+    while let Some(now) = next_round(ports.iter().filter_map(|(_, backoff)| backoff.retry_at()), tried_at)
+        && now < start + Duration::from_secs(10)
+    {
+        for (port, backoff) in ports.iter_mut().filter(|(_, backoff)| backoff.is_due(now)) {
+            port_is_in_use(backoff, *port, now);
+        }
+        tried_at = Some(now);
+        rounds.push(now);
+    }
+    assert!((10..=100).contains(&rounds.len()), "{} rounds in ten seconds", rounds.len());
+    assert_eq!(next_round(std::iter::empty(), tried_at), None);
 }
 
 #[tokio::test]

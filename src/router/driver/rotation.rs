@@ -12,7 +12,8 @@ use crate::router::rotation::{Rotation, Standing, Step, is_due};
 
 /// Interval of looking at sessions while there is a second device, at least.
 const LOOK: Duration = Duration::from_secs(1);
-/// A look lists all peers. It takes a fiftieth of the time at most, however many they are and whatever other Nodes say of their keys for however long.
+/// A look lists all peers. It takes a fiftieth of the time at most, however many they are and whatever other Nodes say of their keys for however long,
+/// unless it takes longer than a fiftieth of the longest interval.
 const SHARE: u32 = 50;
 /// Longest interval of looks: a look that the kernel kept waiting once keeps a change of keys waiting no longer than this.
 const RAREST_LOOK: Duration = Duration::from_secs(60);

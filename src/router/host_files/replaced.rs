@@ -1,30 +1,100 @@
 //! Files of this host that are replaced as a whole, and what is left where an agent was killed while it did so.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::io::Errno;
 
 use crate::router::cni::is_conf;
 
 /// Longest time that an agent, on the slowest disk, is between the making of a file and its renaming.
 pub(super) const WRITING: Duration = Duration::from_secs(600);
 
-/// Returns the files that agents began to write in a folder of CNI files and never renamed, because they were killed, or still write.
-pub(super) fn unfinished(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_name().to_str().is_some_and(is_unfinished)).map(|entry| entry.path()).collect()
+/// The longest chain of links that is followed, as in the kernel (`MAXSYMLINKS`).
+const MOST_LINKS: usize = 40;
+
+/// Where a link leads.
+pub(in crate::router) struct Links {
+    /// The targets of it and of the links behind it, as they are written there.
+    written: Vec<PathBuf>,
+    /// The last target. It is no link, and need not be there.
+    pub(in crate::router) end: PathBuf,
 }
 
-/// Returns whether a name is one that [`replace`] gives to a CNI file: `.10-kuberouter.conflist.PROCESS.TIME.new`.
-fn is_unfinished(name: &str) -> bool {
+impl Links {
+    /// Returns the error of a link whose last target this process does not see.
+    pub(in crate::router) fn unseen(&self, error: &io::Error) -> io::Error {
+        let targets: Vec<String> = self.written.iter().map(|target| target.display().to_string()).collect();
+        let targets = targets.join(", and that to ");
+        io::Error::new(
+            error.kind(),
+            format!("it is a link to {targets}, which is not there, or not mounted here: {error}"),
+        )
+    }
+}
+
+/// Follows a link, and the links behind it, name by name. Returns `None` where there is no link, be it that nothing is there.
+///
+/// # Errors
+/// The links lead in a circle, or one of them cannot be read.
+pub(in crate::router) fn followed(path: &Path) -> io::Result<Option<Links>> {
+    let mut links = Links { written: Vec::new(), end: path.to_owned() };
+    loop {
+        let target = match fs::read_link(&links.end) {
+            Ok(target) => target,
+            // The kernel says so of everything that is no link.
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => break,
+            Err(error) => return Err(error),
+        };
+        if links.written.len() == MOST_LINKS {
+            return Err(Errno::LOOP.into());
+        }
+        // Steps upwards (`..`) are left to the kernel, because the folder may itself be a link.
+        links.end = links.end.parent().unwrap_or(Path::new("/")).join(&target);
+        links.written.push(target);
+    }
+    Ok(Some(links).filter(|links| !links.written.is_empty()))
+}
+
+/// Returns the error of a file that is not there but whose name is a link, with where that leads: runtimes of the host may find it.
+/// `None` where there is no link either.
+pub fn link_to_nothing(path: &Path, error: &io::Error) -> Option<io::Error> {
+    match followed(path) {
+        Ok(links) => links.map(|links| links.unseen(error)),
+        Err(error) => Some(error),
+    }
+}
+
+/// Returns the files that agents began to write for CNI files of a folder and never renamed, because they were killed, or still write. They are in
+/// that folder, and for a link in the folder of its last target.
+pub(super) fn unfinished(directory: &Path) -> Vec<PathBuf> {
+    let beside = entries(directory).filter(|path| finished_name(path).is_some_and(|name| is_conf(Path::new(name))));
+    let links = entries(directory).filter(|path| is_conf(path)).filter_map(|path| followed(&path).ok().flatten());
+    beside.chain(links.flat_map(|links| unfinished_behind(&links))).collect()
+}
+
+/// Returns the unfinished files for the last target of a link. Whatever else is in its folder is somebody else's.
+fn unfinished_behind(links: &Links) -> Vec<PathBuf> {
+    let (Some(folder), Some(name)) = (links.end.parent(), links.end.file_name()) else { return Vec::new() };
+    let name = name.to_string_lossy();
+    entries(folder).filter(|path| finished_name(path) == Some(&*name)).collect()
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Returns the name of the file that an unfinished one was to replace, if its own is one that [`replace`] gives: `.NAME.PROCESS.TIME.new`.
+fn finished_name(path: &Path) -> Option<&str> {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let parts = name.strip_prefix('.').and_then(|rest| rest.strip_suffix(".new"));
-    let mut parts = parts.into_iter().flat_map(|rest| rest.rsplitn(3, '.'));
-    let (time, process, file) = (parts.next(), parts.next(), parts.next());
-    [time, process].iter().all(|part| part.is_some_and(is_number)) && file.is_some_and(|file| is_conf(Path::new(file)))
+    let own = path.file_name()?.to_str()?;
+    let mut parts = own.strip_prefix('.')?.strip_suffix(".new")?.rsplitn(3, '.');
+    let (time, process, name) = (parts.next()?, parts.next()?, parts.next()?);
+    (is_number(time) && is_number(process)).then_some(name)
 }
 
 /// Removes unfinished files that no agent still writes.
@@ -41,16 +111,12 @@ pub(in crate::router) fn remove_unfinished(directory: &Path) {
 /// Returns the file that a name leads to: a link stays one.
 ///
 /// # Errors
-/// It leads to nothing that this process sees, where runtimes of the host may find a file with more in it than a new one would have.
+/// It leads to nothing that this process sees, where runtimes of the host may find a file with more in it than a new one would have; or in a circle.
 fn behind_links(path: &Path) -> io::Result<PathBuf> {
-    let Ok(target) = fs::read_link(path) else { return Ok(path.to_owned()) };
-    fs::canonicalize(path).map_err(|error| {
-        let target = target.display();
-        io::Error::new(
-            error.kind(),
-            format!("it is a link to {target}, which is not there, or not mounted here: {error}"),
-        )
-    })
+    match followed(path)? {
+        None => Ok(path.to_owned()),
+        Some(links) => fs::canonicalize(path).map_err(|error| links.unseen(&error)),
+    }
 }
 
 /// Replaces a file atomically: readers find all of the old or all of the new text. Who may read it stays as it is. `read`: the text
@@ -92,14 +158,39 @@ fn filled(mut new: File, path: &Path, text: &str) -> io::Result<()> {
 fn present(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
+
+    #[test]
+    fn links_are_followed_to_the_last_target_be_it_there_or_not_and_those_in_a_circle_are_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("file"), "").expect("writable");
+        for (name, target) in [
+            ("first", "second"),
+            ("second", "./file"),
+            ("gone", "../nowhere/file"),
+            ("there", "back"),
+            ("back", "there"),
+        ] {
+            symlink(target, path(name)).expect("writable");
+        }
+        let end = |name: &str| followed(&path(name)).expect("no circle").map(|links| links.end);
+        assert_eq!((end("file"), end("missing")), (None, None));
+        assert_eq!((end("first"), end("second")), (Some(path("file")), Some(path("file"))));
+        assert_eq!(end("gone"), Some(path("../nowhere/file")));
+        let error = followed(&path("there")).err().expect("a circle");
+        assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
+        assert!(replace(&path("there"), None, "ours").is_err() && path("there").is_symlink());
+    }
 
     #[test]
     fn what_another_program_wrote_meanwhile_is_not_overwritten_and_nothing_is_left_beside_it() {
