@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::message::{Attributes, Notification, Reason, Update};
-use super::rib::{Joining, PeerId, Policies, Rib, Rules};
+use super::rib::{Changed, Joining, PeerId, Policies, Rib, Rules};
 use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLACK};
 use crate::bfd;
 use crate::net::PerFamily;
@@ -117,7 +117,7 @@ pub enum Output {
     /// Close, after pending output has been sent.
     Close(LinkId),
     /// Prefixes with changed routes; see [`Flushed::routes`](super::rib::Flushed::routes).
-    Routes(Vec<IpNet>),
+    Routes(Vec<Changed>),
     Fact(IpAddr, Fact),
     /// The local restart is over: the table is as complete as it gets.
     Complete,

@@ -351,10 +351,10 @@ impl Network {
                         self.close(wire, end, false);
                     }
                 }
-                Output::Routes(prefixes) => {
+                Output::Routes(changed) => {
                     let host = &mut self.hosts[host];
                     let rib = host.speaker.as_ref().expect("it has just spoken").rib();
-                    for prefix in prefixes {
+                    for prefix in changed.into_iter().map(|one| one.prefix) {
                         match rib.route(prefix).next_hops.first() {
                             Some(next_hop) => host.kernel.insert(prefix, *next_hop),
                             None => {

@@ -414,11 +414,11 @@ impl Cluster {
                         self.events.push_back(Event::Closed(other.owner, other.link));
                     }
                 }
-                Output::Routes(prefixes) => {
+                Output::Routes(changed) => {
                     if let Owner::Node(number) = owner {
                         let member = self.members.get_mut(&number).expect("it is there");
                         let rib = member.speaker.as_ref().expect("it has just spoken").rib();
-                        let changes: Vec<_> = prefixes.into_iter().map(|prefix| rib.route(prefix)).collect();
+                        let changes: Vec<_> = changed.into_iter().map(|one| rib.route(one.prefix)).collect();
                         member.plan.learn(&changes);
                     }
                 }

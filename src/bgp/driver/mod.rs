@@ -486,7 +486,7 @@ impl Driver {
                     self.links.send(link, bytes);
                 }
                 Output::Close(link) => self.links.close(link, Instant::now()),
-                Output::Routes(prefixes) => self.news.routes(prefixes),
+                Output::Routes(changes) => self.news.routes(changes),
                 Output::Fact(address, fact) => self.tell(address, fact),
                 Output::Complete => self.news.complete(),
             }

@@ -14,6 +14,7 @@ mod ahead;
 mod portion;
 mod stretch;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -73,7 +74,7 @@ struct Member {
 /// Backlog of a member.
 #[derive(Debug, Default)]
 struct Behind {
-    /// Changed prefixes, and whether the member may have a route to them.
+    /// Changed prefixes, and whether the member may have a route to them: without those that it has none to, and that are gone again.
     changed: BTreeMap<IpNet, bool>,
     walk: PerFamily<Option<Walk>>,
     /// Address families that were held back when it joined: it is sent our own routes ahead of the walk.
@@ -209,7 +210,11 @@ impl Exports {
                     && let Some(behind) = &mut member.behind
                 {
                     let portion = behind.portion(&mut stretches, self.held, self.bounds.portion);
-                    let Some(portion) = portion else { break };
+                    let Some(portion) = portion else {
+                        // All that was queued went again.
+                        member.behind.take_if(|behind| behind.is_over());
+                        break;
+                    };
                     let piece = portion.written(*peer, &mut renderer, interned);
                     if piece.messages > 0 {
                         send(*peer, member, &piece, &mut self.parcels);
@@ -429,8 +434,13 @@ impl Behind {
             Some(walk) => walk.again || walk.after.is_some_and(|after| change.prefix <= after),
         };
         if reached || *self.ahead.of(family) && is_ahead {
-            let has = change.old.as_ref().is_some_and(|old| old.source != peer);
-            self.changed.entry(change.prefix).or_insert(has);
+            let is_told = |shown: &Option<Shown>| shown.as_ref().is_some_and(|shown| shown.source != peer);
+            match self.changed.entry(change.prefix) {
+                Entry::Vacant(queued) => drop(queued.insert(is_told(&change.old))),
+                // It came and went before the neighbour could be told. Prefixes that are never twice the same would grow the queue without bound.
+                Entry::Occupied(queued) if !*queued.get() && !is_told(&change.new) => drop(queued.remove()),
+                Entry::Occupied(_) => {}
+            }
         }
     }
 
@@ -466,3 +476,6 @@ impl Behind {
         self.changed.is_empty() && self.walk.v4.is_none() && self.walk.v6.is_none()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,12 +79,21 @@ pub struct RouteChange {
     pub next_hops: Vec<IpAddr>,
 }
 
+/// A prefix whose best route has changed, or whose multipath set may have changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Changed {
+    pub prefix: IpNet,
+    /// There was a route before.
+    pub had: bool,
+    /// There is one now.
+    pub has: bool,
+}
+
 /// Result of a flush.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Flushed {
-    /// Prefixes whose best route has changed, or whose multipath set may have changed. The current route is queried
-    /// with [`Rib::route`] when it is needed: until then it may have changed again.
-    pub routes: Vec<IpNet>,
+    /// Changes in their order; the current route is queried with [`Rib::route`] when it is needed: until then it may have changed again.
+    pub routes: Vec<Changed>,
     pub parcels: Vec<Parcel>,
 }
 
@@ -423,8 +432,9 @@ impl Rib {
             let dirty = self.table.take_dirty(self.rules.bounds.portion);
             self.exports.changed(&self.table, &dirty, &mut self.interned);
             for (prefix, before) in dirty {
-                if self.rules.sharing > 1 || self.table.best(prefix) != before {
-                    self.flushed.routes.push(prefix);
+                let now = self.table.best(prefix);
+                if self.rules.sharing > 1 || now != before {
+                    self.flushed.routes.push(Changed { prefix, had: before.is_some(), has: now.is_some() });
                 }
             }
         }

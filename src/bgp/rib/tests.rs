@@ -169,7 +169,7 @@ impl Bench {
             if flushed == Flushed::default() {
                 return;
             }
-            for change in flushed.routes.into_iter().map(|prefix| self.rib.route(prefix)) {
+            for change in flushed.routes.into_iter().map(|changed| self.rib.route(changed.prefix)) {
                 assert_eq!(change.best.is_some(), !change.next_hops.is_empty());
                 match change.next_hops.is_empty() {
                     true => drop(self.routes.remove(&change.prefix)),
