@@ -23,7 +23,8 @@ KUSTOMIZE = {"kustomize/base/kube-router.yaml": "generic-kuberouter", **{f"kusto
 def helm(*words):
     """Runs Helm without what its user has set up on this machine; what it printed."""
     home = f"{own.cache()}/helm"
-    env = {"PATH": os.environ["PATH"], **{f"HELM_{kind}_HOME": f"{home}/{kind.lower()}" for kind in ("CACHE", "CONFIG", "DATA")}}
+    # What it asks an API server it keeps below HOME, and without one where it was started.
+    env = {"PATH": os.environ["PATH"], "HOME": home, **{f"HELM_{kind}_HOME": f"{home}/{kind.lower()}" for kind in ("CACHE", "CONFIG", "DATA")}}
     return own.run(cluster.other(cluster.HELM), *words, env=env)
 
 

@@ -35,14 +35,14 @@ RUNTIME = ("containerd", "containerd-shim-runc-v2", "ctr")
 NEWER_GOBGP, KUBE_PROXY, KUBELET, SCHEDULER, HELM, DNS = "gobgp", "kube-proxy", "kubelet", "kube-scheduler", "helm", "coredns"
 NEWER_GOBGPD, GOBGP_VERSION = "gobgpd", "4.8.0"
 # Kubernetes' own tests of a cluster, as one program, and what their pods run.
-E2E, AGNHOST = "e2e.test", "agnhost"
+E2E, AGNHOST, BOOM = "e2e.test", "agnhost", "regression-issue-74839"
 OTHERS = {
     **{name: ("gobgp", f"github.com/osrg/gobgp/v4/cmd/{name}", f"gobgp-{GOBGP_VERSION}") for name in (NEWER_GOBGP, NEWER_GOBGPD)},
     DNS: ("coredns", ".", "coredns-1.14.7-hosts-log"),
     HELM: ("helm", "helm.sh/helm/v4/cmd/helm", "helm-4.3.1"),
     **{name: ("kubernetes", f"k8s.io/kubernetes/cmd/{name}", f"kubernetes-{KUBERNETES}") for name in (KUBE_PROXY, KUBELET, SCHEDULER)},
     E2E: ("kubernetes", "k8s.io/kubernetes/test/e2e", f"kubernetes-{KUBERNETES}"),
-    AGNHOST: ("kubernetes", "k8s.io/kubernetes/test/images/agnhost", f"kubernetes-{KUBERNETES}"),
+    **{name: ("kubernetes", f"k8s.io/kubernetes/test/images/{name}", f"kubernetes-{KUBERNETES}") for name in (AGNHOST, BOOM)},
     **{name: ("containerd", f"{CONTAINERD}/{name}", f"containerd-{CONTAINERD_VERSION}") for name in RUNTIME},
 }
 # What a node with a real kubelet runs, and the scheduler of its cluster.

@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import time
 
 import expect
@@ -250,6 +251,8 @@ def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
                 # Who asks the agent is answered without the API server too; what was made in its last seconds the restarted one may not remember.
                 said = json.loads(net.node(1, bed.binary, "svc", "default/kubernetes", "-o", "json", SOCKET))
                 expect.that(said["known"] == "remembered" and said["services"], "not answered from memory:", said)
+                how = _status(bed)
+                expect.that({one["cluster"] for one in how["known"]} == {"remembered"} and 0 < how["unread_seconds"] < 600, "how the node stands without a server:", how)
             finally:
                 bed.source.start_server()
             bed.put(s.name, PODS[:2], unready=PODS[2:])
@@ -257,6 +260,13 @@ def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
             bed.settle(s)
         expect.share("n1p2", s.address(), 80, PODS[:2])
         expect.share("n2p2", s.address("6"), 80, PODS[:2])
+
+
+def _status(bed):
+    """How node 1 stands, whether or not it is ready (by the exit status)."""
+    done = subprocess.run(net.node_command(1, bed.binary, "status", "-o", "json", SOCKET), capture_output=True, text=True, timeout=60)
+    expect.that(done.returncode in (0, 1) and done.stdout, done.returncode, done.stdout, done.stderr)
+    return json.loads(done.stdout)
 
 
 _OUTAGE = 15  # seconds that the server stays away after the restarts

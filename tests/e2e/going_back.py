@@ -6,7 +6,7 @@ import os
 import expect
 from expect import FAMILIES, PODS
 from forwarding import _nothing_is_forwarded
-from labkit import kernel, net, objects
+from labkit import kernel, net, objects, own
 from network_policies import _apply, _pods, _policy, _put_pods, _start_with_firewall
 
 NODE, CLOSED, FAR = 1, "n1p1", "n3p1"
@@ -25,16 +25,18 @@ def _all_three(bed):
     finally:
         # A virtual service that outlives its agent's table of service ports is nobody's for every later agent, and stays. Its connections translate answers to whoever
         # connects from one of their source ports to one of their endpoints, so that a later test waits in vain for such an answer.
+        for agent in bed.agents.values():
+            if not agent.is_alive():
+                agent.start()
+        own.wait(lambda: not any(kernel.ipvs(i) for i in bed.agents), 30)
+        left = {i: kernel.ipvs(i) for i in bed.agents}
         for i, agent in bed.agents.items():
-            if agent.is_alive():
-                expect.soon(lambda: not kernel.ipvs(i), 30, f"virtual services of node {i} stay:", kernel.ipvs(i))
-        for i, agent in bed.agents.items():
-            if agent.is_alive():
-                agent.stop()
+            agent.stop()
             # What is left of the firewall goes with the tables; the next run writes what it needs of the others.
             _without_tables(bed, i)
         _apply(bed, "policies", None)
         os.unlink(f"{bed.source.folder}/pods.json")
+        expect.that(not any(left.values()), "virtual services stay:", left)
 
 
 def _without_tables(bed, i):

@@ -66,8 +66,9 @@ def of_rust(buildah):
 
     def fill(container):
         buildah("add", "--quiet", container, base, "/")
-        for part in ("bin", "lib", "libexec"):
-            if os.path.isdir(f"{toolchain}/{part}"):
+        # Of the documents those alone that licences of the standard library are read from: the others are hundreds of megabytes.
+        for part in ("bin", "lib", "libexec", "share/doc/rust/COPYRIGHT-library.html", "share/doc/rust/licenses"):
+            if os.path.exists(f"{toolchain}/{part}"):
                 buildah("copy", "--quiet", container, f"{toolchain}/{part}", f"/usr/local/cargo/{part}")
         buildah("copy", "--quiet", container, CERTIFICATES, CERTIFICATES)  # of a mirror that has an authority of its own
         for name, value in SETTINGS.items():

@@ -224,8 +224,8 @@ class Move:
 
     def ask(self, bed, i, who, space=None):
         """Begins requests of a node, or of one of its network namespaces, and a connection that is kept (`asks.py`)."""
-        log, enter = f"/var/lib/kubelet/asked-by-{who}", f"nsenter --net=/run/netns/{space} " if space else ""
-        bed.on(i, f"rm -f {log} {log}.end; setsid {enter}{own.PYTHON} -B {newcomer.ASKS} {web_address(bed)} {log} {PACE[bed.kind]['pause']} kept < /dev/null > /dev/null 2>&1 & until test -e {log}; do sleep 0.1; done")
+        log = f"/var/lib/kubelet/asked-by-{who}"
+        newcomer.start_asking(bed, i, space, (web_address(bed), log, PACE[bed.kind]["pause"], "kept"))
         self.asking[i, who] = log
 
     def asked(self, bed):

@@ -343,9 +343,14 @@ def client(bed):
     space = space_of(bed, 1, bed.get("pod", "client")["status"]["podIP"])
     nobody_asks(bed)
     for family, address in zip(families(bed), web_addresses(bed)):
-        log = f"{LOG}{family}"
-        # What has not begun a session of its own ends with the command.
-        bed.on(1, f"setsid nsenter --net=/run/netns/{space} {own.PYTHON} -B {ASKS} {address} {log} 0.3 < /dev/null > /dev/null 2>&1 & echo $! > {log}.pid; until test -e {log}; do sleep 0.1; done")
+        start_asking(bed, 1, space, (address, f"{LOG}{family}", 0.3))
+
+
+def start_asking(bed, i, space, words):
+    """Begins requests (`asks.py` with these words) on a node, or in one of its network namespaces; what was in the log before is gone."""
+    log, enter = words[1], f"nsenter --net=/run/netns/{space} " if space else ""
+    # What has not begun a session of its own ends with the command.
+    bed.on(i, f"rm -f {log} {log}.end; setsid {enter}{own.PYTHON} -B {ASKS} {' '.join(map(str, words))} < /dev/null > /dev/null 2>&1 & echo $! > {log}.pid; until test -e {log}; do sleep 0.1; done")
 
 
 def nobody_asks(bed):

@@ -11,9 +11,10 @@ LIST = os.path.join(os.path.dirname(os.path.realpath(__file__)), "upstream.txt")
 # What all names begin with that the list must name.
 GROUP = "[sig-network] "
 # What the tests call in pods. Debian's name of netcat is another one; its busybox takes its own netcat as a shell, whatever PATH says, and is killed in its own wget.
-TOOLS = {"sh": "/bin/dash", "wget": "/usr/bin/wget", "curl": "/usr/bin/curl", "dig": "/usr/bin/dig", "nc": "/bin/nc.openbsd", "getent": "/usr/bin/getent", "ss": "/bin/ss", "ip": "/sbin/ip", "bash": "/bin/bash"}
+TOOLS = {"sh": "/bin/dash", "wget": "/usr/bin/wget", "curl": "/usr/bin/curl", "dig": "/usr/bin/dig", "nc": "/bin/nc.openbsd", "getent": "/usr/bin/getent", "ss": "/bin/ss", "ip": "/sbin/ip", "bash": "/bin/bash", "iperf": "/usr/bin/iperf"}
 # Images by the last word of their names: what a container of them runs, and with which words where its pod has none.
-IMAGES = {"agnhost": (["/agnhost"], ["pause"]), "busybox": ([], ["sh"]), "glibc-dns-testing": (["/agnhost"], ["pause"]), "pause": (["/agnhost", "pause"], []), "nginx": (["/agnhost", "test-webserver"], [])}
+IMAGES = {"agnhost": (["/agnhost"], ["pause"]), "busybox": ([], ["sh"]), "glibc-dns-testing": (["/agnhost"], ["pause"]), "pause": (["/agnhost", "pause"], []), "nginx": (["/agnhost", "test-webserver"], []),
+          cluster.BOOM: ([f"/{cluster.BOOM}"], [])}
 MOST_MINUTES = 20  # for one test
 PASSED, SKIPPED = "passed", "skipped"
 NOT_RUN = re.compile(r"not run(?: without (.+?))?: (.+)")
@@ -114,7 +115,7 @@ def name_of(spec):
 
 
 def files():
-    """What pods of the tests have: agnhost as its own image lays it out with a CoreDNS, a busybox, and tools with their libraries."""
+    """What pods of the tests have: agnhost as its own image lays it out with a CoreDNS, what sends packets outside of a connection's window, a busybox, and tools with their libraries."""
     tree = Tree()
     for name in ("bin", "sbin", "lib", "lib64"):
         tree.link(name, f"usr/{name}")
@@ -126,7 +127,8 @@ def files():
         tree.copy(f"usr/bin/{name}", path)
         for library in re.findall(r"(/\S+) \(0x", own.run("ldd", path)):
             tree.copy(library, library)
-    tree.copy("agnhost", cluster.other(cluster.AGNHOST))
+    for name in (cluster.AGNHOST, cluster.BOOM):
+        tree.copy(name, cluster.other(name))
     tree.copy("coredns", cluster.other(cluster.DNS))  # pods that are a DNS of a test's own start it
     tree.link("agnhost-2", "agnhost")
     module = cluster.folder_of_module("kubernetes", "k8s.io/kubernetes")

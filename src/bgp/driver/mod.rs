@@ -230,6 +230,8 @@ impl Driver {
         if let Err(error) = tcp::raise_open_files() {
             error!(%error, "Raising the limit of open files failed");
         }
+        // Only after a restart it is told that it is over.
+        let news = if setup.restarting.is_some() { News::of_successor() } else { News::default() };
         let mut speaker = Speaker::new(setup.rules, setup.restarting, now);
         if !setup.forwarding {
             speaker.begins_without_state();
@@ -239,7 +241,7 @@ impl Driver {
             links: Links::default(),
             listeners: Listeners::default(),
             waits: Waits::new(),
-            news: News::default(),
+            news,
             undialled: BTreeSet::new(),
             writings: Vec::new(),
             kept_alive: Vec::new(),

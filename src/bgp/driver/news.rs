@@ -83,6 +83,8 @@ pub(super) struct News {
     turn: Turn,
     /// Following turn.
     next: Turn,
+    /// The consumer may have routes that this speaker has never told.
+    has_predecessor: bool,
     refused: BTreeMap<(IpAddr, Refusal), u64>,
     /// Earliest time for the next report of refusals.
     refused_at: Option<Instant>,
@@ -108,10 +110,17 @@ const MOST_REFUSED: usize = 64;
 const BETWEEN_REFUSALS: Duration = Duration::from_secs(60);
 
 impl News {
+    /// Makes the queue of a speaker whose predecessor, in this process or before, may have left routes with the consumer: until the restart is over
+    /// those are unknown here, so each that goes is told.
+    pub fn of_successor() -> News {
+        News { has_predecessor: true, ..News::default() }
+    }
+
     /// Queues prefixes whose routes have changed. What came and went before it was delivered is not: prefixes that are never twice the same would
     /// grow the queue without bound.
     pub fn routes(&mut self, changes: impl IntoIterator<Item = Changed>) {
         for Changed { prefix, had, has } in changes {
+            let had = had || self.has_predecessor;
             let turn = if self.turn.routes.contains_key(&prefix) { &mut self.turn } else { &mut self.next };
             let is_known = *turn.routes.entry(prefix).or_insert(had);
             if !is_known && !has {
@@ -120,7 +129,9 @@ impl News {
         }
     }
 
+    /// Queues that the local restart is over.
     pub fn complete(&mut self) {
+        self.has_predecessor = false;
         self.next.complete = true;
     }
 

@@ -435,11 +435,12 @@ impl Behind {
         };
         if reached || *self.ahead.of(family) && is_ahead {
             let is_told = |shown: &Option<Shown>| shown.as_ref().is_some_and(|shown| shown.source != peer);
+            let (had, has) = (is_told(&change.old), is_told(&change.new));
             match self.changed.entry(change.prefix) {
-                Entry::Vacant(queued) => drop(queued.insert(is_told(&change.old))),
+                Entry::Vacant(queued) if had || has => drop(queued.insert(had)),
                 // It came and went before the neighbour could be told. Prefixes that are never twice the same would grow the queue without bound.
-                Entry::Occupied(queued) if !*queued.get() && !is_told(&change.new) => drop(queued.remove()),
-                Entry::Occupied(_) => {}
+                Entry::Occupied(queued) if !*queued.get() && !has => drop(queued.remove()),
+                Entry::Vacant(_) | Entry::Occupied(_) => {}
             }
         }
     }

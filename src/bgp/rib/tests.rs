@@ -169,6 +169,15 @@ impl Bench {
             if flushed == Flushed::default() {
                 return;
             }
+            // A prefix may change twice: what it has then is what it had before the second change.
+            let mut now = BTreeMap::new();
+            for Changed { prefix, had, has } in &flushed.routes {
+                let before = now.insert(*prefix, *has).unwrap_or_else(|| self.routes.contains_key(prefix));
+                assert_eq!(*had, before, "{prefix} had a route");
+            }
+            for (prefix, has) in now {
+                assert_eq!(has, self.rib.route(prefix).best.is_some(), "{prefix} has a route");
+            }
             for change in flushed.routes.into_iter().map(|changed| self.rib.route(changed.prefix)) {
                 assert_eq!(change.best.is_some(), !change.next_hops.is_empty());
                 match change.next_hops.is_empty() {

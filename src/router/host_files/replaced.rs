@@ -72,9 +72,11 @@ pub fn link_to_nothing(path: &Path, error: &io::Error) -> Option<io::Error> {
 /// Returns the files that agents began to write for CNI files of a folder and never renamed, because they were killed, or still write. They are in
 /// that folder, and for a link in the folder of its last target.
 pub(super) fn unfinished(directory: &Path) -> Vec<PathBuf> {
-    let beside = entries(directory).filter(|path| finished_name(path).is_some_and(|name| is_conf(Path::new(name))));
-    let links = entries(directory).filter(|path| is_conf(path)).filter_map(|path| followed(&path).ok().flatten());
-    beside.chain(links.flat_map(|links| unfinished_behind(&links))).collect()
+    let is_unfinished = |path: &PathBuf| finished_name(path).is_some_and(|name| is_conf(Path::new(name)));
+    let (mut found, others): (Vec<PathBuf>, Vec<PathBuf>) = entries(directory).partition(is_unfinished);
+    let links = others.iter().filter(|path| is_conf(path)).filter_map(|path| followed(path).ok().flatten());
+    found.extend(links.flat_map(|links| unfinished_behind(&links)));
+    found
 }
 
 /// Returns the unfinished files for the last target of a link. Whatever else is in its folder is somebody else's.
@@ -113,9 +115,11 @@ pub(in crate::router) fn remove_unfinished(directory: &Path) {
 /// # Errors
 /// It leads to nothing that this process sees, where runtimes of the host may find a file with more in it than a new one would have; or in a circle.
 fn behind_links(path: &Path) -> io::Result<PathBuf> {
-    match followed(path)? {
-        None => Ok(path.to_owned()),
-        Some(links) => fs::canonicalize(path).map_err(|error| links.unseen(&error)),
+    match fs::canonicalize(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            link_to_nothing(path, &error).map_or(Ok(path.to_owned()), Err)
+        }
+        place => place,
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sluice::firewall::established::apply::{Marked, end_refused};
 use sluice::firewall::established::{Concerned, refused};
-use sluice::firewall::flows::Kernel;
+use sluice::firewall::flows::{Flows, Kernel};
 use sluice::model::Ports;
 use sluice::net::Family;
 
@@ -77,6 +77,13 @@ impl Stream {
         }
     }
 
+    fn kind(&self) -> &'static str {
+        match self {
+            Stream::Tcp { .. } => "TCP",
+            Stream::Udp { .. } => "UDP",
+        }
+    }
+
     fn goes_on(&mut self) -> bool {
         // The machine may be busy.
         self.wait_at_most(Duration::from_secs(10));
@@ -96,6 +103,11 @@ impl Stream {
 
 fn namespace(name: &str) -> File {
     File::open(format!("/run/netns/{name}")).expect("the pod's namespace")
+}
+
+/// All connections of this family that the kernel tracks, with their marks.
+fn tracked(family: Family) -> String {
+    format!("{:?}", Kernel::default().connections(family, None, &mut |_, _| true))
 }
 
 /// Ends what the policies deny now, of this pod, and what they allow again goes on.
@@ -134,9 +146,14 @@ fn a_connection_that_a_policy_newly_denies_ends_whoever_sends_next_and_another_g
                 let marked = judged(machine, family);
                 assert!(matches!(marked, Ok(Marked { ended: 2.., kept: 0, .. })), "{told}: {marked:?}");
                 let other = if matches!(first, Sender::Client) { Sender::Server } else { Sender::Client };
-                for sender in [first, other, first] {
+                for (turn, sender) in [first, other, first].into_iter().enumerate() {
                     for stream in &mut denied {
-                        assert!(!stream.arrives(sender), "{told}: {sender:?} sends, and the policy denies it");
+                        let arrives = stream.arrives(sender);
+                        let what = format!(
+                            "{told}, turn {turn}, {}: {sender:?} sends, and the policy denies it",
+                            stream.kind()
+                        );
+                        assert!(!arrives, "{what}; {marked:?}: {}", tracked(family));
                     }
                 }
                 assert!(allowed.iter_mut().all(Stream::goes_on), "{told}: the policy allows it");

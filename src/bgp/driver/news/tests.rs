@@ -100,6 +100,17 @@ fn a_prefix_that_came_and_went_before_it_was_told_is_not_queued_any_more_and_one
 }
 
 #[test]
+fn what_came_and_went_is_told_until_a_restart_is_over_because_the_speaker_before_may_have_told_it() {
+    let mut news = News::of_successor();
+    news.routes([came(prefix(1)), went(prefix(1))]);
+    assert_eq!(told(&mut news, 1).0, [prefix(1)]);
+    news.complete();
+    assert_eq!(told(&mut news, 2), (Vec::new(), 1));
+    news.routes([came(prefix(1)), went(prefix(1))]);
+    assert!(!news.is_due(Instant::now()));
+}
+
+#[test]
 fn what_is_for_the_log_alone_does_not_grow_where_nobody_takes_it() {
     let mut news = News::default();
     (0..MOST + 10).for_each(|_| news.push(Event::Fact(HERE, Fact::Failed(Cause::Closed))));

@@ -22,7 +22,9 @@ fn a_prefix_that_came_and_went_while_a_neighbour_had_no_room_is_not_queued_for_i
         behind.note(PEER, &change(number, None, Some(other)), false);
         behind.note(PEER, &change(number, Some(other), Some(PeerId(9))), false);
         // What a neighbour has announced itself is not told to it.
-        behind.note(PEER, &change(number, Some(PeerId(9)), (number % 2 == 0).then_some(PEER)), false);
+        behind.note(PEER, &change(number, Some(PeerId(9)), Some(PEER)), false);
+        behind.note(PEER, &change(number, Some(PEER), Some(PEER)), false);
+        behind.note(PEER, &change(number, Some(PEER), None), false);
     }
     assert!(behind.is_over(), "{} prefixes", behind.changed.len());
     behind.note(PEER, &change(1, Some(other), None), false);
