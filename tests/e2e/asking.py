@@ -5,7 +5,9 @@ import subprocess
 
 import expect
 from expect import PODS
-from labkit import net, own, traffic
+from labkit import kernel, net, own, traffic
+from labkit.agent import FLAGS, family_flags
+from labkit.objects import Port
 
 
 SOCKET = f"--socket={net.RUN}/n1/sluice.sock"
@@ -115,6 +117,40 @@ def the_status_says_that_the_node_is_ready_and_how_many_services_it_keeps(bed):
     expect.that(not proxy["reasons"] and figures["IPVS services"] >= 2, proxy)
     text = net.node(1, _asked(bed), "status", SOCKET)
     expect.that(text.startswith("node1: ready; sluice "), text)
+
+
+def a_bundle_of_one_node_brings_the_services_up_on_another(bed):
+    """A node that has nothing in the kernel serves what the bundle of another node says of the cluster, and clients are answered."""
+    _asked(bed)
+    path, agent = f"{net.RUN}/n1/bundle.tar", bed.agents[3]
+    with expect.service(bed, "bundled", ports=[Port(80, node_port=30177), Port(53, "UDP")], kind="NodePort") as s:
+        net.node(1, _asked(bed), "bundle", "-f", path, SOCKET)
+        before = kernel.ipvs(3)
+        agent.stop()
+        status, text = agent.once(*FLAGS, *family_flags(), "--cleanup-config", f"--socket={net.RUN}/n3/sluice.sock")
+        expect.that(status == 0 and not kernel.ipvs(3), f"--cleanup-config ended with {status}:", text)
+        source, agent.source = agent.source, _Bundle(path)
+        try:
+            agent.start()
+            expect.soon(lambda: kernel.ipvs(3) == before, 60, "other virtual services than by manifests:", before, kernel.ipvs(3), bed.tail(3))
+            for family in s.families:
+                expect.share("n3p1", s.address(family), 80, PODS)
+                expect.share("n3p2", s.address(family), 53, PODS, "udp")
+        finally:
+            agent.stop()
+            agent.source = source
+            agent.start()
+            bed.ready(3)
+
+
+class _Bundle:
+    """Where an agent reads the cluster's objects: a bundle."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def flags(self, _):
+        return [f"--manifests={self.path}"]
 
 
 def what_somebody_deleted_is_said_to_be_missing_until_the_agent_finds_it(bed):
