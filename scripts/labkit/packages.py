@@ -36,7 +36,7 @@ SHOWN = {"bird2": "/usr/sbin/bird", "gobgpd": "/usr/bin/gobgp"}
 RUNTIME = {"containerd": "/usr/bin/containerd", "runc": "/usr/sbin/runc", "busybox-static": "/bin/busybox"}
 # What Kubernetes' own tests call in pods.
 IN_PODS = {"curl": "/usr/bin/curl", "netcat-openbsd": "/bin/nc.openbsd", "bind9-dnsutils": "/usr/bin/dig", "wget": "/usr/bin/wget",
-           "busybox-static": "/bin/busybox", "iproute2": "/sbin/ip", "iperf": "/usr/bin/iperf"}
+           "busybox-static": "/bin/busybox", "iproute2": "/sbin/ip"}
 # Others that change the packet filter beside us, and who sees what a program asks of the kernel. Where there is an init system `install` keeps it
 # from starting the first one, which would close the machine.
 BESIDE = {"firewalld": "/usr/sbin/firewalld", "strace": "/usr/bin/strace"}

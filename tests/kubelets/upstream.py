@@ -11,7 +11,7 @@ LIST = os.path.join(os.path.dirname(os.path.realpath(__file__)), "upstream.txt")
 # What all names begin with that the list must name.
 GROUP = "[sig-network] "
 # What the tests call in pods. Debian's name of netcat is another one; its busybox takes its own netcat as a shell, whatever PATH says, and is killed in its own wget.
-TOOLS = {"sh": "/bin/dash", "wget": "/usr/bin/wget", "curl": "/usr/bin/curl", "dig": "/usr/bin/dig", "nc": "/bin/nc.openbsd", "getent": "/usr/bin/getent", "ss": "/bin/ss", "ip": "/sbin/ip", "bash": "/bin/bash", "iperf": "/usr/bin/iperf"}
+TOOLS = {"sh": "/bin/dash", "wget": "/usr/bin/wget", "curl": "/usr/bin/curl", "dig": "/usr/bin/dig", "nc": "/bin/nc.openbsd", "getent": "/usr/bin/getent", "ss": "/bin/ss", "ip": "/sbin/ip", "bash": "/bin/bash"}
 # Images by the last word of their names: what a container of them runs, and with which words where its pod has none.
 IMAGES = {"agnhost": (["/agnhost"], ["pause"]), "busybox": ([], ["sh"]), "glibc-dns-testing": (["/agnhost"], ["pause"]), "pause": (["/agnhost", "pause"], []), "nginx": (["/agnhost", "test-webserver"], []),
           cluster.BOOM: ([f"/{cluster.BOOM}"], [])}
