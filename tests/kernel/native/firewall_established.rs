@@ -6,8 +6,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use sluice::firewall::established::apply::{Marked, end_refused};
-use sluice::firewall::established::{Concerned, refused};
+use sluice::firewall::established::{Concerned, ENDED, refused};
 use sluice::firewall::flows::{Flows, Kernel};
+use sluice::kernel::conntrack::{Connection, Transport};
 use sluice::model::Ports;
 use sluice::net::Family;
 
@@ -105,6 +106,13 @@ fn namespace(name: &str) -> File {
     File::open(format!("/run/netns/{name}")).expect("the pod's namespace")
 }
 
+/// How many connections to these ports have the mark of those that ended.
+fn ended(family: Family, ports: &[u16]) -> usize {
+    let is_of_these = |connection: &Connection| matches!(connection.transport, Transport::Ports { destination, .. } if ports.contains(&destination));
+    let listed = Kernel::default().connections(family, Some(ENDED), &mut |connection, _| is_of_these(connection));
+    listed.expect("connections are tracked").len()
+}
+
 /// All connections of this family that the kernel tracks, with their marks.
 fn tracked(family: Family) -> String {
     format!("{:?}", Kernel::default().connections(family, None, &mut |_, _| true))
@@ -145,6 +153,7 @@ fn a_connection_that_a_policy_newly_denies_ends_whoever_sends_next_and_another_g
                 // Those of earlier rounds may be among them.
                 let marked = judged(machine, family);
                 assert!(matches!(marked, Ok(Marked { ended: 2.., kept: 0, .. })), "{told}: {marked:?}");
+                assert_eq!(ended(family, &[port, port + 100]), 2, "{told}: {marked:?}: {}", tracked(family));
                 let other = if matches!(first, Sender::Client) { Sender::Server } else { Sender::Client };
                 for (turn, sender) in [first, other, first].into_iter().enumerate() {
                     for stream in &mut denied {
