@@ -15,7 +15,7 @@
 //! - `monitor`, which waits for notifications of the kernel.
 //!
 //! Start: listeners are bound first, because a mistake there must be known before anything is written; then
-//! the host's facts, the World, its sources, and, when it is known which packet filter they use, the subsystems. A subsystem begins when the World says something. None of them
+//! the host's facts, the packet filter that subsystems use (a host without one is waited for), the World, its sources and the subsystems. A subsystem begins when the World says something. None of them
 //! waits for another but for one case: the router's speaker waits for the service proxy's first sync, and not for long.
 //!
 //! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
@@ -26,7 +26,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -77,6 +76,7 @@ use self::packet_filter::Deciding;
 use self::pod_tunnels::PodTunnelsOut;
 use self::pod_tunnels::awaited::with_awaited;
 use self::questions::{QuestionContext, answer_questions};
+use self::signals::Signals;
 use self::subsystems::{
     Common, FIREWALL, FirewallChannels, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running, ToldToCluster,
     answer_for_router,
@@ -86,6 +86,7 @@ mod addresses_in_memory;
 mod packet_filter;
 mod pod_tunnels;
 mod questions;
+mod signals;
 mod subsystems;
 mod wanted;
 
@@ -95,6 +96,8 @@ pub const GOBGP_SOCKET: &str = "gobgp.sock";
 const STARTING: usize = 256;
 /// How many messages of a source may wait; a source that is faster waits itself.
 const MESSAGES: usize = 4096;
+/// Time that work in the background has for its end when the program ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A subsystem that has not turned for so long is stuck. One turn may have to wait for other programs' locks.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -111,20 +114,15 @@ pub fn run(config: Config, recent: Recent) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
-        let mut packet_filter = Deciding::begin(&config);
-        match serve(config, recent, &mut packet_filter).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(packet_filter.first(error).await),
-        }
+        let packet_filter = Deciding::begin(&config);
+        serve(config, recent, packet_filter).await
     });
-    if result.is_err() {
-        // A name that is being looked up keeps nobody from the reason.
-        runtime.shutdown_background();
-    }
+    // A name that is being looked up, and a packet filter that is being tried, keep nobody from the reason or the end.
+    runtime.shutdown_timeout(if result.is_ok() { LAST_WORDS } else { Duration::ZERO });
     result
 }
 
-async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> anyhow::Result<()> {
+async fn serve(config: Config, recent: Recent, packet_filter: Deciding) -> anyhow::Result<()> {
     let (config, started) = (pod_tunnels::with_tunnels(config), Instant::now());
     let (health, registry) = (Health::default(), Registry::new(VERSION, TOOLCHAIN));
     let main = listen(&config.observe, &health, &registry).await?;
@@ -132,6 +130,9 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
 
     let (pod_ranges, changes) = start_monitor(&config).context("the kernel cannot be listened to")?;
     let host = with_awaited(&config, published_host(&config, &changes).await?, &health);
+    let mut signals = Signals::new()?;
+    // The cluster is read behind that: on a host without one it would be an old one when there is one.
+    let Some(config) = packet_filter.usable(config, &health, &mut signals).await? else { return Ok(()) };
     let (world_out, world) = watch::channel(World::empty());
     let clocks = event_clocks();
     let [for_proxy, for_firewall, for_router, for_guard] = clocks.clone();
@@ -140,8 +141,6 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     let pod_tunnels = pod_tunnels::settings(&config);
     let (told, report, oversized) = ToldToCluster::new(problems, world.clone());
     let (outages, messages, events) = start_source(&config, &registry, &health, told).await?;
-    // The cluster is read meanwhile. Where there is none that can be used, nothing was written yet.
-    let config = config.decided(packet_filter.decided().await?);
     let asked = QuestionContext::new(&config, started, recent, outages.unread_since());
     let (attaching, starting) = start_cni(&config, &registry, &health, guard, pods)?;
     let inputs = world::Inputs {
@@ -195,7 +194,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     asked.answer(&common, &mut answerers);
     answer_questions(config.socket.as_deref(), answerers);
     main.ready(true);
-    wait_for_signal().await?;
+    signals.end().await;
     end(stop, world_task, running).await
 }
 
@@ -476,16 +475,6 @@ fn start_world(
         // An error means that the sender is gone, which is an end too.
         let _ = stop.wait_for(|stop| *stop).await;
     }))
-}
-
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,44 +1,123 @@
-//! Which packet filter the subsystems use on this host, decided once at the start by trying.
+//! Which packet filter the subsystems use on this host, decided at the start by trying.
+
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tracing::{info, warn};
+use tokio::time::sleep;
+use tracing::{error, info, warn};
 
 use crate::config::{Backend, Config, Netfilter, Variant};
 use crate::kernel::ipset::Ipset;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::module;
 use crate::kernel::nftables::{Missing, probe};
+use crate::observe::health::{Health, Pulse};
+
+use super::signals::Signals;
+
+/// Time between two trials on a host without a packet filter, whose administrator may load a module or install a program at any moment.
+const PAUSE: Duration = Duration::from_secs(30);
+/// How often the same reason is told to the log.
+const TOLD_EVERY: Duration = Duration::from_secs(3600);
 
 /// The decision, while it is made.
-pub struct Deciding(Option<JoinHandle<anyhow::Result<Backend>>>);
+pub struct Deciding {
+    asked: Asked,
+    trial: Option<JoinHandle<Result<Backend, String>>>,
+}
+
+/// The questions that the flags decide.
+#[derive(Clone, Copy)]
+struct Asked {
+    netfilter: Netfilter,
+    /// Whether any subsystem uses one.
+    uses_one: bool,
+    /// Whether one cannot do without.
+    is_needed: bool,
+}
 
 impl Deciding {
     /// Begins to decide which packet filter the subsystems use on this host, in the network namespace of the calling thread. The kernel takes a while to make and
-    /// remove what is tried (it waits for all processors), in which the cluster can be read.
+    /// remove what is tried (it waits for all processors), in which other things can be done.
     pub fn begin(config: &Config) -> Deciding {
-        // Addresses for Services alone need none.
-        let uses_one =
-            config.proxy.is_some() || config.firewall.is_some() || config.router.is_some() || config.source_guard;
-        // Sessions and routes need none either: what of the router does is trouble, and no end.
+        // Addresses for Services alone need none. Sessions and routes need none either: what of the router does is trouble.
         let is_needed = config.proxy.is_some() || config.firewall.is_some();
-        let netfilter = config.netfilter;
-        let decide = move || if uses_one { decided(netfilter, is_needed) } else { Ok(Backend::Iptables) };
-        Deciding(Some(spawn_blocking(decide)))
+        let uses_one = is_needed || config.router.is_some() || config.source_guard;
+        let asked = Asked { netfilter: config.netfilter, uses_one, is_needed };
+        Deciding { asked, trial: Some(asked.trial()) }
     }
 
-    /// Waits for the decision. It is told once.
+    /// Waits until the host has a packet filter that the subsystems can use, and returns the configuration with it; `None` where a signal ends the program before.
+    /// While there is none, no subsystem runs: routes would lead packets of all nodes to pods for which no policy is in force. Health is not ready then and
+    /// names the reason, and the host is tried again.
     ///
     /// # Errors
-    /// The host has none that a subsystem needs, or not the one that was asked for; a sentence for its administrator.
-    pub async fn decided(&mut self) -> anyhow::Result<Backend> {
-        let deciding = self.0.take().context("the packet filter was decided before")?;
-        deciding.await.context("the packet filter cannot be tried")?
+    /// The host cannot be tried.
+    pub async fn usable(
+        mut self,
+        config: Config,
+        health: &Health,
+        signals: &mut Signals,
+    ) -> anyhow::Result<Option<Config>> {
+        tokio::select! {
+            backend = self.backend(health) => Ok(Some(config.decided(backend?))),
+            () = signals.end() => Ok(None),
+        }
     }
 
-    /// The error to show for a start that failed: that there is no packet filter, where nobody has asked yet, because what comes of that says less.
-    pub async fn first(mut self, error: anyhow::Error) -> anyhow::Error {
-        if self.0.is_none() { error } else { self.decided().await.err().unwrap_or(error) }
+    async fn backend(&mut self, health: &Health) -> anyhow::Result<Backend> {
+        let mut refusals: Option<Refusals> = None;
+        loop {
+            let trial = self.trial.take().unwrap_or_else(|| self.asked.trial());
+            match trial.await.context("the packet filter cannot be tried")? {
+                Ok(backend) => {
+                    refusals.inspect(Refusals::over);
+                    return Ok(backend);
+                }
+                Err(reason) => refusals.get_or_insert_with(|| Refusals::register(health)).tell(reason, Instant::now()),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+impl Asked {
+    /// Tries, beside the calling task, what decides.
+    fn trial(self) -> JoinHandle<Result<Backend, String>> {
+        let Asked { netfilter, uses_one, is_needed } = self;
+        spawn_blocking(move || if uses_one { decided(netfilter, is_needed) } else { Ok(Backend::Iptables) })
+    }
+}
+
+/// Where it is told that there is no packet filter.
+struct Refusals {
+    pulse: Pulse,
+    /// The reason that the log has, and when it was told.
+    told: Option<(String, Instant)>,
+}
+
+impl Refusals {
+    fn register(health: &Health) -> Refusals {
+        Refusals { pulse: health.register("packet filter", Duration::MAX, Instant::now()), told: None }
+    }
+
+    fn tell(&mut self, reason: String, now: Instant) {
+        self.pulse.trouble(Some(reason.clone()));
+        let is_told = |(text, at): &(String, Instant)| *text == reason && now.duration_since(*at) < TOLD_EVERY;
+        if !self.told.as_ref().is_some_and(is_told) {
+            error!(
+                reason,
+                "No packet filter can be used; nothing starts until there is one, which is tried every 30 s"
+            );
+            self.told = Some((reason, now));
+        }
+    }
+
+    /// Tells that the host has one since.
+    fn over(&self) {
+        self.pulse.trouble(None);
+        self.pulse.ready(true);
     }
 }
 
@@ -46,7 +125,7 @@ impl Deciding {
 ///
 /// # Errors
 /// The host has none that a subsystem needs, or not the one that was asked for; a sentence for its administrator.
-fn decided(netfilter: Netfilter, is_needed: bool) -> anyhow::Result<Backend> {
+fn decided(netfilter: Netfilter, is_needed: bool) -> Result<Backend, String> {
     let nftables = || probe().map_err(|missing| refused(&missing));
     let variant = || {
         iptables::used().map(|flavour| match flavour {
@@ -54,8 +133,12 @@ fn decided(netfilter: Netfilter, is_needed: bool) -> anyhow::Result<Backend> {
             Flavour::Legacy => Variant::Legacy,
         })
     };
-    let iptables = || {
-        iptables::try_any()?;
+    let iptables = |variant| {
+        // Rules that are there already have shown that their programs work. Where the kernel refuses ipset alone, the trial of these programs leaves a table
+        // of legacy iptables, so that the next look may take the host for one that has such rules: it is refused for the same reason then.
+        if variant == Variant::NfTables {
+            iptables::try_any()?;
+        }
         match Ipset::open().and_then(|mut sets| sets.names()) {
             Err(error) if error.is_unsupported() => Err(format!("ipset: {error}")),
             _ => Ok(()),
@@ -66,7 +149,7 @@ fn decided(netfilter: Netfilter, is_needed: bool) -> anyhow::Result<Backend> {
             warn!(reason, "No packet filter can be used; the router goes on without one, and /readyz says so");
             Backend::Iptables
         }
-        decided => decided.map_err(anyhow::Error::msg)?,
+        decided => decided?,
     };
     info!(?backend, "Packet filter chosen");
     Ok(backend)

@@ -60,8 +60,8 @@ impl Netfilter {
     }
 
     /// Returns the backend for all subsystems of this host. `nftables` tries what is needed of the kernel and returns what it
-    /// refused; `variant` looks which iptables the host uses, `None` without its programs; `iptables` tries whether these programs and
-    /// ipset work on this kernel. Each is only called where the answer matters.
+    /// refused; `variant` looks which iptables the host uses, `None` without its programs; `iptables` tries whether ipset and, where rules
+    /// of this variant need not be there already, these programs work on this kernel. Each is only called where the answer matters.
     ///
     /// # Errors
     /// The host has not what was asked for, as a sentence for its administrator.
@@ -69,7 +69,7 @@ impl Netfilter {
         self,
         nftables: impl FnOnce() -> Result<(), String>,
         variant: impl FnOnce() -> Option<Variant>,
-        iptables: impl FnOnce() -> Result<(), String>,
+        iptables: impl FnOnce(Variant) -> Result<(), String>,
     ) -> Result<Backend, String> {
         match self {
             Netfilter::Iptables => Ok(Backend::Iptables),
@@ -88,10 +88,15 @@ impl Netfilter {
 fn auto(
     nftables: impl FnOnce() -> Result<(), String>,
     variant: Option<Variant>,
-    iptables: impl FnOnce() -> Result<(), String>,
+    iptables: impl FnOnce(Variant) -> Result<(), String>,
 ) -> Result<Backend, String> {
     if variant == Some(Variant::Legacy) {
-        return Ok(Backend::Iptables);
+        return iptables(Variant::Legacy).map(|()| Backend::Iptables).map_err(|lacking| {
+            format!(
+                "the rules of this host are those of legacy iptables, and what those drop nftables cannot let pass, but this kernel \
+                 refuses what rules of iptables need beside them ({lacking}): install what is missing: {PACKAGES}."
+            )
+        });
     }
     let Err(refused) = nftables() else { return Ok(Backend::Nftables) };
     if variant.is_none() {
@@ -99,7 +104,7 @@ fn auto(
             "this host has neither iptables nor an nftables that can be used ({refused}): install one of them: {PACKAGES}."
         ));
     }
-    iptables().map(|()| Backend::Iptables).map_err(|also| {
+    iptables(Variant::NfTables).map(|()| Backend::Iptables).map_err(|also| {
         format!(
             "this kernel refuses what nftables needs ({refused}), and the installed iptables cannot be used on it either ({also}): \
              install what one of them lacks: {PACKAGES}."
@@ -119,15 +124,20 @@ mod tests {
         panic!("nobody needs the answer")
     }
 
+    fn nor_iptables(_: Variant) -> Result<(), String> {
+        not_tried()
+    }
+
     fn not_looked_at() -> Option<Variant> {
         panic!("nobody needs the answer")
     }
 
     #[test]
     fn who_names_a_backend_gets_it_or_one_sentence() {
-        assert_eq!(Netfilter::Iptables.backend(not_tried, not_looked_at, not_tried), Ok(Backend::Iptables));
-        assert_eq!(Netfilter::Nftables.backend(|| Ok(()), not_looked_at, not_tried), Ok(Backend::Nftables));
-        let sentence = Netfilter::Nftables.backend(refused, not_looked_at, not_tried).expect_err("the kernel refuses");
+        assert_eq!(Netfilter::Iptables.backend(not_tried, not_looked_at, nor_iptables), Ok(Backend::Iptables));
+        assert_eq!(Netfilter::Nftables.backend(|| Ok(()), not_looked_at, nor_iptables), Ok(Backend::Nftables));
+        let sentence =
+            Netfilter::Nftables.backend(refused, not_looked_at, nor_iptables).expect_err("the kernel refuses");
         for word in [
             "--netfilter",
             "(no nft_fib)",
@@ -144,19 +154,19 @@ mod tests {
 
     #[test]
     fn auto_takes_what_the_host_has() {
-        let with = |nftables: fn() -> Result<(), String>, variant, iptables: fn() -> Result<(), String>| {
+        let with = |nftables: fn() -> Result<(), String>, variant, iptables: fn(Variant) -> Result<(), String>| {
             Netfilter::Auto.backend(nftables, move || variant, iptables)
         };
-        let auto = |nftables, variant| with(nftables, variant, not_tried);
+        let auto = |nftables, variant| with(nftables, variant, nor_iptables);
         for iptables in [None, Some(Variant::NfTables)] {
             assert_eq!(auto(|| Ok(()), iptables), Ok(Backend::Nftables), "{iptables:?}");
         }
         assert_eq!(
-            auto(not_tried, Some(Variant::Legacy)),
+            with(not_tried, Some(Variant::Legacy), |_| Ok(())),
             Ok(Backend::Iptables),
             "what legacy rules drop only legacy rules let pass"
         );
-        assert_eq!(with(refused, Some(Variant::NfTables), || Ok(())), Ok(Backend::Iptables));
+        assert_eq!(with(refused, Some(Variant::NfTables), |_| Ok(())), Ok(Backend::Iptables));
         let sentence = auto(refused, None).expect_err("there is nothing to use");
         assert!(
             sentence.starts_with("this host has neither iptables nor ") && sentence.contains("xt_ipvs"),
@@ -165,8 +175,20 @@ mod tests {
     }
 
     #[test]
+    fn rules_of_legacy_iptables_without_what_they_need_are_no_packet_filter() {
+        let no_sets = |variant| {
+            assert_eq!(variant, Variant::Legacy);
+            Err("ipset: the kernel has no ip_set".to_owned())
+        };
+        let sentence = Netfilter::Auto.backend(not_tried, || Some(Variant::Legacy), no_sets).expect_err("no sets");
+        for word in ["legacy iptables", "(ipset: the kernel has no ip_set)", "kernel-modules-extra"] {
+            assert!(sentence.contains(word), "{word}: {sentence}");
+        }
+    }
+
+    #[test]
     fn installed_programs_that_the_kernel_refuses_are_no_packet_filter() {
-        let iptables = || Err("iptables-nft-restore: Could not fetch rule set generation id".to_owned());
+        let iptables = |_| Err("iptables-nft-restore: Could not fetch rule set generation id".to_owned());
         let variant = || Some(Variant::NfTables);
         let sentence = Netfilter::Auto.backend(refused, variant, iptables).expect_err("there is nothing to use");
         for word in

@@ -41,11 +41,22 @@ def said(word):
         return [line for line in handle if word in line]
 
 
+def readyz():
+    return subprocess.run(["curl", "-s", "http://127.0.0.1:20244/readyz"], capture_output=True, text=True).stdout
+
+
 def nothing_loads():
-    """From now on the kernel has no modules but those that are loaded."""
-    with open("/proc/sys/kernel/modprobe", "w") as handle:
-        handle.write("/bin/false\n")
+    """From now on the kernel has no modules but those that are loaded. Returns what ends that."""
+    with open("/proc/sys/kernel/modprobe") as handle:
+        program = handle.read()
+    set_loader("/bin/false\n")
     own.run("mount", "-t", "tmpfs", "tmpfs", "/lib/modules")
+    return lambda: (own.run("umount", "/lib/modules"), set_loader(program))
+
+
+def set_loader(program):
+    with open("/proc/sys/kernel/modprobe", "w") as handle:
+        handle.write(program)
 
 
 def no_ipvs(binary):
@@ -55,9 +66,6 @@ def no_ipvs(binary):
     agent = start(binary, source)
     # The guest's own list of modules is hidden from it.
     sentence = re.compile(r"the kernel has no netlink family IPVS, of module ip_vs; .*linux-image")
-
-    def readyz():
-        return subprocess.run(["curl", "-s", "http://127.0.0.1:20244/readyz"], capture_output=True, text=True).stdout
     own.wait(lambda: sentence.search(readyz()) or agent.poll() is not None, 60, 0.2)
     lines, ready, runs = said("ip_vs"), readyz(), agent.poll() is None
     agent.kill()
@@ -65,17 +73,26 @@ def no_ipvs(binary):
 
 
 def no_filter(binary):
-    """With the programs of iptables on a kernel with no packet filter the agent ends, and one sentence names modules and packages."""
+    """With the programs of iptables on a kernel with no packet filter nothing starts, one sentence of the log and of /readyz names modules and packages, a signal ends the agent, and it serves once modules can be loaded."""
     source = node()
-    nothing_loads()
+    loads_again = nothing_loads()
+    words = ["packet filter: ", "iptables-nft-restore: ", "nft_masq", "xt_set", "kernel-modules-extra", "linux-modules-extra"]
     agent = start(binary, source)
-    own.wait(lambda: agent.poll() is not None, 60, 0.2)
+    own.wait(lambda: words[0] in readyz() or agent.poll() is not None, 60, 0.2)
+    agent.terminate()
+    own.wait(lambda: agent.poll() is not None, 10, 0.2)
     ended = agent.poll()
     agent.kill()
+    agent = start(binary, source)
+    own.wait(lambda: words[0] in readyz() or agent.poll() is not None, 60, 0.2)
+    lines, ready, waits = said("nf_tables"), readyz(), agent.poll() is None
+    links = own.run("ip", "-o", "link", "show", "type", "dummy")
+    loads_again()
+    serves = own.wait(lambda: "10.96.1.10:80" in own.run("ipvsadm", "-Sn") and not readyz().startswith("packet filter"), 120, 0.5)
+    agent.kill()
     source.close()
-    lines = said("nf_tables")
-    words = ["iptables-nft-restore: ", "nft_masq", "xt_set", "kernel-modules-extra", "linux-modules-extra"]
-    return ended not in (None, 0) and len(lines) == 1 and all(word in lines[0] for word in words) and not said("panicked"), [ended, lines]
+    named = len(lines) == 1 and all(word in lines[0] for word in words[1:]) and all(word in ready for word in words)
+    return ended == 0 and waits and named and "kube-dummy-if" not in links and serves and not said("panicked"), [ended, waits, lines, ready, links, serves]
 
 
 def no_ipv6(binary):
