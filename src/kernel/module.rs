@@ -172,7 +172,10 @@ fn load_one(name: &str) -> Result<(), Error> {
 pub fn remedy(name: &str) -> String {
     let modules = Modules::of_host();
     let kernel = rustix::system::uname();
-    let kernel = RunningKernel::new(&kernel.release().to_string_lossy(), &kernel.version().to_string_lossy());
+    // The compiler, by which some distributions are told, is named there alone.
+    let version =
+        std::fs::read_to_string("/proc/version").unwrap_or_else(|_| kernel.version().to_string_lossy().into_owned());
+    let kernel = RunningKernel::new(&kernel.release().to_string_lossy(), &version);
     match modules.state(name) {
         ModuleState::OnDisk => kernel.way_to_load(name),
         // Where the host's list is not mounted, the package may be there.

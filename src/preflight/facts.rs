@@ -35,16 +35,20 @@ pub struct Facts {
 pub struct KernelFacts {
     /// `uname -r`.
     pub release: String,
-    /// `uname -v`.
+    /// `/proc/version`: how the kernel was built, and at its end `uname -v`. That alone where the file is not there.
     pub version: String,
     /// Those that are asked for.
     pub modules: BTreeMap<&'static str, ModuleState>,
     /// Why no module can be loaded here, as a sentence without its end.
     pub cannot_load: Option<String>,
+    /// That is so for everybody, the kernel's own requests too (`kernel.modules_disabled`, or a kernel without modules).
+    pub is_sealed: bool,
     /// Modules that the host forbids.
     pub forbidden: Forbidden,
     /// Those of the settings that are asked for that exist.
     pub settings: BTreeMap<Setting, FoundSetting>,
+    /// Settings of all devices that have the value which the agent replaces, or beside which a device has it.
+    pub replaced_for_devices: BTreeSet<Setting>,
 }
 
 /// A kernel setting.

@@ -29,7 +29,7 @@ use crate::kernel::module::forbidden::Forbidden;
 use crate::kernel::module::{ModuleState, Modules, may_change_network, may_enter_namespaces};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes, sources_to};
-use crate::kernel::sysctl::{self, Setting};
+use crate::kernel::sysctl::{self, Setting, Settings, WantedSetting};
 use crate::kernel::{address, is_program, link, vxlan};
 use crate::model::Node;
 use crate::net::{AddressDetection, Family, PerFamily};
@@ -43,7 +43,7 @@ use crate::router::neighbour_limit;
 pub fn gather(config: &Config, answers: Duration) -> Facts {
     let found = Modules::of_host();
     let kernel = kernel(&found);
-    let packet_filter = packet_filter(&kernel);
+    let packet_filter = packet_filter(&kernel, config);
     let network = network(config);
     let facts = Facts {
         kernel,
@@ -58,22 +58,41 @@ pub fn gather(config: &Config, answers: Duration) -> Facts {
 
 fn kernel(found: &Modules) -> KernelFacts {
     let names = rustix::system::uname();
+    // Some kernels tell their distribution by the compiler alone.
+    let version = fs::read_to_string("/proc/version").ok();
     KernelFacts {
         release: names.release().to_string_lossy().into_owned(),
-        version: names.version().to_string_lossy().into_owned(),
+        version: version.unwrap_or_else(|| names.version().to_string_lossy().into_owned()),
         modules: modules::all().map(|name| (name, found.state(name))).collect(),
         cannot_load: found.obstacle(),
+        is_sealed: has_no_modules()
+            || fs::read_to_string("/proc/sys/kernel/modules_disabled").is_ok_and(|value| value.trim() == "1"),
         forbidden: Forbidden::of_host(),
         settings: BTreeMap::new(),
+        replaced_for_devices: BTreeSet::new(),
     }
+}
+
+/// Returns whether the kernel was built without modules, and so loads none.
+fn has_no_modules() -> bool {
+    !Path::new("/proc/modules").exists()
 }
 
 /// Which settings there are to ask for depends on the links that carry the node's addresses.
 fn with_settings(mut facts: Facts, config: &Config) -> Facts {
-    let asked = settings::asked(config, &facts.kernel.release, addresses::links_of_node(&facts, config));
+    let links = addresses::links_of_node(&facts, config);
+    let written = settings::written(config, &facts.kernel.release, links.clone());
+    let asked = settings::asked(config, &facts.kernel.release, links);
     facts.kernel.settings =
         asked.into_iter().filter_map(|setting| Some((setting.clone(), found_setting(&setting)?))).collect();
+    facts.kernel.replaced_for_devices = replaced_for_devices(written);
     facts
+}
+
+/// Returns those of the settings of all devices that the agent would give a value, for what they have or for what a device has.
+fn replaced_for_devices(written: BTreeMap<Setting, WantedSetting>) -> BTreeSet<Setting> {
+    let of_devices = written.into_iter().filter(|(_, wanted)| matches!(wanted, WantedSetting::InsteadOfAny { .. }));
+    Settings::new(of_devices).wanted().into_keys().collect()
 }
 
 fn found_setting(setting: &Setting) -> Option<FoundSetting> {
@@ -92,10 +111,9 @@ fn process(config: &Config) -> ProcessFacts {
     }
 }
 
-fn packet_filter(kernel: &KernelFacts) -> PacketFilterFacts {
+fn packet_filter(kernel: &KernelFacts, config: &Config) -> PacketFilterFacts {
     let is_there = |name: &str| kernel.modules.get(name) == Some(&ModuleState::Present);
-    // A kernel without modules loads none.
-    let is_fixed = !Path::new("/proc/modules").exists();
+    let is_fixed = has_no_modules();
     let has_tables = is_fixed || is_there("nf_tables");
     let may_be_tried = || {
         let folded = modules::FOLDED.into_iter().all(|(name, since)| {
@@ -107,7 +125,12 @@ fn packet_filter(kernel: &KernelFacts) -> PacketFilterFacts {
         true => probe::check().map_or_else(|missing| Trial::Refused(missing.to_string()), |()| Trial::Works),
         false => Trial::NotTried,
     };
-    let variant = iptables::used_without_loading(has_tables).map(|flavour| match flavour {
+    let nf_tables = match modules::has_table(Variant::NfTables, kernel, config) {
+        _ if has_tables => ModuleState::Present,
+        Ok(()) => ModuleState::OnDisk,
+        Err(_) => ModuleState::Missing,
+    };
+    let variant = iptables::used_without_loading(nf_tables).map(|flavour| match flavour {
         Flavour::NfTables => Variant::NfTables,
         Flavour::Legacy => Variant::Legacy,
     });
@@ -336,6 +359,24 @@ async fn of_api(client: &Questions, version: Option<String>, config: &Config, ne
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_setting_of_all_devices_counts_for_what_any_device_has() {
+        let setting = |device: &str| Setting(format!("net/ipv4/conf/{device}/rp_filter").into());
+        let value = |device: &str| sysctl::value(&setting(device)).map(|value| value.to_string());
+        let devices = fs::read_dir(sysctl::root().join("net/ipv4/conf")).expect("settings of devices");
+        let names = devices.map(|device| device.expect("a device").file_name().to_string_lossy().into_owned());
+        let of_devices: Vec<String> = names.filter(|name| name != "all").filter_map(|name| value(&name)).collect();
+        let of_all = value("all").expect("every kernel has it");
+        for old in ["0", "1", "2"] {
+            let rule = WantedSetting::InsteadOfAny { old: old.into(), new: "none has this".into() };
+            let expected = of_all == old || of_all == "0" && of_devices.iter().any(|found| found == old);
+            let found = replaced_for_devices(BTreeMap::from([(setting("all"), rule)]));
+            assert_eq!(found.contains(&setting("all")), expected, "{old}: {of_all}, {of_devices:?}");
+        }
+        let of_one = WantedSetting::Always("1".into());
+        assert!(replaced_for_devices(BTreeMap::from([(setting("all"), of_one)])).is_empty());
+    }
 
     #[test]
     fn a_directory_that_is_not_there_is_as_good_as_the_one_above_it() {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use super::Ownership;
 use super::save::{Line, lines, parse};
+use crate::kernel::module::ModuleState;
 use crate::kernel::program::{Call, Fault, Running, is_program, run, start};
 use crate::net::{Family, PerFamily};
 
@@ -99,9 +100,24 @@ pub fn used() -> Option<Flavour> {
     Some(if has_legacy_tables() && is_legacy() { Flavour::Legacy } else { Flavour::NfTables })
 }
 
-/// Like [`used`], without having the kernel load nf_tables (`is_there`: it has them already): where it does not, whatever rules there are, are legacy ones.
-pub fn used_without_loading(is_there: bool) -> Option<Flavour> {
-    if is_there || !has_legacy_tables() { used() } else { is_installed().then_some(Flavour::Legacy) }
+/// Like [`used`], without having the kernel load nf_tables. `nf_tables` says how far it is from being there; [`ModuleState::Missing`] also where it does not come.
+pub fn used_without_loading(nf_tables: ModuleState) -> Option<Flavour> {
+    if nf_tables == ModuleState::Present || !has_legacy_tables() {
+        return used();
+    }
+    if !is_installed() {
+        return None;
+    }
+    let programs = Programs { flavour: Flavour::NfTables, plain: false };
+    let are_installed = Family::BOTH.into_iter().any(|family| is_program(programs.of(family).0));
+    let [legacy] = print_legacy();
+    Some(before_nf_tables(seen(&legacy), are_installed && nf_tables != ModuleState::Missing, default_flavour))
+}
+
+/// Decides as if nf_tables were there, in which there are no rules yet. `would_work`: its programs do, once they have had it loaded.
+fn before_nf_tables(legacy: Seen, would_work: bool, default: impl Fn() -> Option<Flavour>) -> Flavour {
+    let nf_tables = Seen { usable: would_work, ..Seen::default() };
+    decide(legacy, nf_tables, &default).or_else(default).unwrap_or(Flavour::NfTables)
 }
 
 /// Returns whether there are chains of ours in tables of legacy iptables; not where no installed program reads them.
@@ -431,6 +447,23 @@ mod tests {
         assert_eq!(decided(&missing(), &missing()), None);
         let only_ipv4 = PerFamily { v4: Ok(String::new()), v6: Err(Fault::Missing) };
         assert_eq!(decided(&only_ipv4, &missing()), Some(Flavour::Legacy));
+    }
+
+    #[test]
+    fn before_nf_tables_is_loaded_it_wins_where_it_would_once_it_is() {
+        let nft = || Some(Flavour::NfTables);
+        let before = |legacy: &Printed, would_work| before_nf_tables(seen(legacy), would_work, nft);
+        let empty = "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n";
+        assert_eq!(before(&printed(empty, ""), true), Flavour::NfTables, "a draw");
+        assert_eq!(before(&missing(), true), Flavour::NfTables, "nobody reads the legacy tables");
+        assert_eq!(before(&printed(RULE, ""), true), Flavour::Legacy);
+        assert_eq!(before(&printed(HINT, ""), true), Flavour::Legacy);
+        assert_eq!(before(&printed(empty, ""), false), Flavour::Legacy);
+        // A host whose programs have the plain names alone.
+        assert_eq!(before(&missing(), false), Flavour::NfTables);
+        let nothing = seen(&missing());
+        assert_eq!(before_nf_tables(nothing, false, || Some(Flavour::Legacy)), Flavour::Legacy);
+        assert_eq!(before_nf_tables(nothing, false, || None), Flavour::NfTables);
     }
 
     #[test]

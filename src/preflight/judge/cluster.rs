@@ -30,7 +30,7 @@ pub fn rights(config: &Config, node: Option<&Node>) -> Vec<NeededRight> {
     if !matches!(config.source, Source::Api { .. }) {
         return Vec::new();
     }
-    let mut needed: Vec<NeededRight> = wanted(config).iter().flat_map(followed).collect();
+    let mut needed: Vec<NeededRight> = wanted(config).iter().flat_map(|wanted| followed(wanted, config)).collect();
     let mut need =
         |right, level, why: &str| needed.push(NeededRight { right, level, why: why.to_owned(), may_be_absent: None });
     if config.router.is_some() && node.is_some_and(|node| node.network_unavailable) {
@@ -72,20 +72,30 @@ pub fn rights(config: &Config, node: Option<&Node>) -> Vec<NeededRight> {
     }
     let mut unique: Vec<NeededRight> = Vec::new();
     for one in needed {
-        if !unique.iter().any(|known| known.right == one.right) {
-            unique.push(one);
+        match unique.iter_mut().find(|known| known.right == one.right) {
+            Some(known) if known.level < one.level => *known = one,
+            Some(_) => {}
+            None => unique.push(one),
         }
     }
     unique
 }
 
-fn followed(wanted: &Wanted) -> [NeededRight; 2] {
+fn followed(wanted: &Wanted, config: &Config) -> [NeededRight; 2] {
     let kind = wanted.kind();
     let may_be_absent = Some(kind).filter(|kind| kind.may_be_absent());
     let (level, why) = match wanted {
         Wanted::ClusterNetworkPolicies => (Level::Degraded, "ClusterNetworkPolicies are not enforced".to_owned()),
         Wanted::ServiceCidrs => {
             (Level::Degraded, "the ranges of Services are those of --service-cluster-ip-range alone".to_owned())
+        }
+        // A router begins its sessions without them, and policies do not wait for them.
+        Wanted::Services | Wanted::EndpointSlices if config.proxy.is_none() => {
+            (Level::Degraded, "no addresses of Services are announced".to_owned())
+        }
+        // Without the firewall they are listed for direct server return.
+        Wanted::Pods if config.firewall.is_none() => {
+            (Level::Degraded, "no pod of this node gets service addresses (--enable-direct-server-return)".to_owned())
         }
         _ => (Level::Fatal, format!("{kind} objects are not known, and what follows from them is never in force")),
     };

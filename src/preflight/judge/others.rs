@@ -40,7 +40,7 @@ const OTHERS: [Other; 9] = [
         chains: &["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-PROXY-"],
         tables: &["kube-proxy"],
         links: &["kube-ipvs0"],
-        removal: "delete its DaemonSet (kubectl -n kube-system delete ds kube-proxy), then run sluice --cleanup-kube-proxy on each node",
+        removal: "once agents serve on all nodes, delete its DaemonSet (kubectl -n kube-system delete ds kube-proxy), then run sluice --cleanup-kube-proxy on each node (docs/migration.md)",
     },
     Other {
         name: "flannel",
@@ -51,7 +51,7 @@ const OTHERS: [Other; 9] = [
         chains: &["FLANNEL-"],
         tables: &["flannel-ipv"],
         links: &["flannel.", "flannel-"],
-        removal: "delete its DaemonSet and its file in /etc/cni/net.d, then its device: ip link delete flannel.1",
+        removal: "on a node that has pods, leave it by the steps of docs/migration.md, in which its DaemonSet and its file in /etc/cni/net.d go after the agents' routes are there; on a new one delete them, and its device: ip link delete flannel.1",
     },
     Other {
         name: "Calico",

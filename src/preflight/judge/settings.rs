@@ -19,9 +19,6 @@ use crate::router::{self, neighbour_limit};
 /// Written by nobody here, and needed for packets of pods.
 const FORWARDING: [(&str, bool); 2] = [("net/ipv4/ip_forward", false), ("net/ipv6/conf/all/forwarding", true)];
 
-/// Filtering of devices that are made later.
-const LATER_DEVICES: &str = "net/ipv4/conf/default/rp_filter";
-
 /// Returns the settings that the agent writes on a host whose node's addresses are on these links.
 pub fn written(
     config: &Config,
@@ -47,7 +44,7 @@ pub fn written(
 
 /// Returns the settings that are read.
 pub fn asked(config: &Config, release: &str, links: BTreeMap<IpAddr, CompactString>) -> Vec<Setting> {
-    let read = FORWARDING.map(|(path, _)| path).into_iter().chain([LATER_DEVICES]).map(|path| Setting(path.into()));
+    let read = FORWARDING.map(|(path, _)| Setting(path.into()));
     let limits = config.router.iter().flat_map(|_| Family::BOTH.map(neighbour_limit::setting));
     written(config, release, links).into_keys().chain(read).chain(limits).collect()
 }
@@ -59,11 +56,8 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     for (setting, wanted) in written(config, &facts.kernel.release, links) {
         let Some(FoundSetting { value, unwritable: Some(reason) }) = found.get(&setting) else { continue };
-        let is_of_later =
-            |strict: &str| found.get(&Setting(LATER_DEVICES.into())).is_some_and(|one| one.value == strict);
-        let Some(wanted) = wanted.given_beside(value, is_of_later).filter(|wanted| wanted.as_str() != value) else {
-            continue;
-        };
+        let has = |_: &str| facts.kernel.replaced_for_devices.contains(&setting);
+        let Some(wanted) = wanted.given_beside(value, has).filter(|wanted| wanted.as_str() != value) else { continue };
         let what = format!("it is {value}, has to be {wanted}, and cannot be written: {reason}");
         let why = "the agent writes it at its start, and /readyz names it until it is as it has to be".to_owned();
         let name = setting.0.replace('/', ".");

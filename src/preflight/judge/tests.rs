@@ -78,6 +78,7 @@ fn facts(config: &Config) -> Facts {
             version: "#1 SMP".to_owned(),
             modules: modules::all().map(|name| (name, ModuleState::Present)).collect(),
             cannot_load: None,
+            is_sealed: false,
             forbidden: Forbidden::default(),
             settings: settings::asked(config, "6.12.0", Default::default())
                 .into_iter()
@@ -86,6 +87,7 @@ fn facts(config: &Config) -> Facts {
                     (setting, FoundSetting { value: value.to_owned(), unwritable: None })
                 })
                 .collect(),
+            replaced_for_devices: Default::default(),
         },
         process: ProcessFacts {
             is_root: true,

@@ -21,9 +21,10 @@ fn the_packet_filter_is_the_one_that_the_agent_would_choose() {
         facts.packet_filter.nftables = Trial::NotTried;
         modules(facts, ModuleState::Missing, &["nft_fib_inet"]);
     };
-    check_ok(&[], untried_and_missing, "iptables: its programs are installed");
+    let lacking = "iptables: the kernel refuses what nftables needs (it lacks the modules nft_fib_inet)";
+    check_ok(&[], untried_and_missing, lacking);
     let neither = |facts: &mut Facts| (facts.packet_filter.nftables, facts.packet_filter.variant) = (refused(), None);
-    check(&[], neither, Level::Fatal, &["neither iptables nor an nftables", "the agent ends", "package iptables-nft"]);
+    check(&[], neither, Level::Fatal, &["neither iptables nor an nftables", "starts nothing", "package iptables-nft"]);
     let neither = |facts: &mut Facts| (facts.packet_filter.nftables, facts.packet_filter.variant) = (refused(), None);
     check(&ROUTER, neither, Level::Degraded, &["the router goes on without one"]);
     check(
@@ -43,6 +44,75 @@ fn the_packet_filter_is_the_one_that_the_agent_would_choose() {
         bad.iter().any(|one| one.level == Level::Fatal && one.subject == "program ip6tables-nft-restore"),
         "{bad:#?}"
     );
+}
+
+#[test]
+fn legacy_programs_serve_where_the_kernel_has_no_nf_tables() {
+    let without_tables = |facts: &mut Facts| {
+        facts.packet_filter.nftables = Trial::NotTried;
+        modules(facts, ModuleState::Missing, &crate::kernel::nftables::probe::MODULES);
+        modules(facts, ModuleState::Missing, &["nft_compat"]);
+        modules(facts, ModuleState::OnDisk, &["ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle"]);
+    };
+    for words in [&[][..], &["--netfilter=iptables"]] {
+        check_ok(words, without_tables, "of its programs those of the variant legacy work on this kernel");
+        let without_nat = |facts: &mut Facts| {
+            without_tables(facts);
+            modules(facts, ModuleState::Missing, &["iptable_nat"]);
+        };
+        check(words, without_nat, Level::Fatal, &["kernel module iptable_nat:"]);
+    }
+    let without_legacy = |facts: &mut Facts| {
+        without_tables(facts);
+        modules(facts, ModuleState::Missing, &["ip_tables"]);
+    };
+    let both = "cannot be used on it either (it lacks the modules nf_tables; it lacks the modules ip_tables)";
+    check(&[], without_legacy, Level::Fatal, &[both, "starts nothing"]);
+    let without_programs = |facts: &mut Facts| {
+        without_tables(facts);
+        facts.process.programs.retain(|name| !name.contains("legacy"));
+    };
+    check(&[], without_programs, Level::Fatal, &["cannot be used on it either (it lacks the modules nf_tables)"]);
+    // Of a release that knows no variants.
+    let plain = |facts: &mut Facts| {
+        without_tables(facts);
+        facts.process.programs.retain(|name| !name.contains("legacy") && !name.contains("nft"));
+    };
+    check_ok(&[], plain, "of its programs those of the variant legacy");
+}
+
+#[test]
+fn beside_rules_of_legacy_iptables_sets_are_what_may_lack() {
+    let without = |module: &'static str| {
+        move |facts: &mut Facts| {
+            facts.packet_filter.variant = Some(Variant::Legacy);
+            modules(facts, ModuleState::Missing, &[module]);
+        }
+    };
+    check_ok(&[], without("nf_tables"), "the rules of this host are those of legacy");
+    check(&[], without("ip_set"), Level::Fatal, &["are those of legacy iptables", "it lacks the modules ip_set"]);
+    check(&[], without("xt_set"), Level::Fatal, &["kernel module xt_set:"]);
+}
+
+#[test]
+fn programs_that_lack_matter_as_much_as_who_needs_them() {
+    let without = |facts: &mut Facts| {
+        facts.packet_filter.variant = None;
+        facts.process.programs.clear();
+    };
+    let two = |words: &[&str], level: Level, lost: &str| {
+        let found = found(&[words, &["--netfilter=iptables"]].concat(), without);
+        let bad: Vec<&Finding> = found.iter().filter(|one| one.level != Level::Ok).collect();
+        let named: Vec<&str> = bad.iter().map(|one| one.subject.as_str()).collect();
+        assert_eq!(named, ["program iptables-nft-save", "program iptables-nft-restore"]);
+        assert!(bad.iter().all(|one| one.level == level && one.why.ends_with(lost)), "{bad:#?}");
+        let chosen = found.iter().find(|one| one.subject == "packet filter").expect("it is told");
+        assert_eq!(chosen.what, "iptables, as --netfilter says: none of its programs is installed");
+    };
+    two(&[], Level::Fatal, ": no policies, no Services");
+    two(&FIREWALL, Level::Fatal, ": no policies");
+    two(&PROXY, Level::Fatal, ": no Services");
+    two(&ROUTER, Level::Degraded, "and the router goes on");
 }
 
 #[test]

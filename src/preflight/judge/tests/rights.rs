@@ -65,21 +65,28 @@ fn the_range_of_services_is_compared_with_the_api_servers_own_service() {
     check_ok(&[], |facts| api(facts).service_ranges = Err(Unknown::Absent), "it answers");
 }
 
+/// Facts without these rights on a resource, which the server has or not.
+fn without(
+    group: &'static str,
+    resource: &'static str,
+    verbs: &'static [&'static str],
+    is_served: bool,
+) -> impl Fn(&mut Facts) {
+    move |facts| {
+        let lacking = |one: &&mut AskedRight| {
+            one.right.group == group && one.right.resource == resource && verbs.contains(&one.right.verb)
+        };
+        let mut count = 0;
+        for one in api(facts).rights.iter_mut().filter(lacking) {
+            (one.allowed, one.is_served) = (Allowed::No, is_served);
+            count += 1;
+        }
+        assert_eq!(count, verbs.len(), "rights on {resource} that are asked for");
+    }
+}
+
 #[test]
 fn rights_that_lack_are_named_as_a_role_has_them() {
-    let without = |group: &'static str, resource: &'static str, verbs: &'static [&'static str], is_served| {
-        move |facts: &mut Facts| {
-            let lacking = |one: &&mut AskedRight| {
-                one.right.group == group && one.right.resource == resource && verbs.contains(&one.right.verb)
-            };
-            let mut count = 0;
-            for one in api(facts).rights.iter_mut().filter(lacking) {
-                (one.allowed, one.is_served) = (Allowed::No, is_served);
-                count += 1;
-            }
-            assert_eq!(count, verbs.len(), "rights on {resource} that are asked for");
-        }
-    };
     let slices = without("discovery.k8s.io", "endpointslices", &["list", "watch"], true);
     check(
         &[],
@@ -122,6 +129,27 @@ fn rights_that_lack_are_named_as_a_role_has_them() {
     check(&[], slow, Level::Degraded, &["does not say of all of them: it took too long", "ask again when"]);
     let slow = |facts: &mut Facts| api(facts).node = Err(late.clone());
     check(&[], slow, Level::Degraded, &["it cannot be read: it took too long", "ask again when"]);
+}
+
+#[test]
+fn a_right_without_which_a_subsystem_works_is_not_fatal() {
+    // A router begins without them, and an allocator does not; nor does the service proxy wait for Pods.
+    let announced = ["no addresses of Services are announced", "verbs [list, watch]"];
+    check(
+        &ROUTER,
+        without("discovery.k8s.io", "endpointslices", &["list", "watch"], true),
+        Level::Degraded,
+        &announced,
+    );
+    let without_proxy = ["--run-service-proxy=false"];
+    check(&without_proxy, without("", "services", &["list", "watch"], true), Level::Degraded, &announced);
+    check(&PROXY, without("", "services", &["list", "watch"], true), Level::Fatal, &["Service objects are not known"]);
+    let allocator = [&ROUTER[..], &["--run-loadbalancer", "--loadbalancer-ip-range=203.0.113.0/24"]].concat();
+    check(&allocator, without("", "services", &["list"], true), Level::Fatal, &["no address is given to Services"]);
+    let tunnels = [&PROXY[..], &["--enable-direct-server-return"]].concat();
+    let pods = without("", "pods", &["list", "watch"], true);
+    check(&tunnels, pods, Level::Degraded, &["no pod of this node gets service addresses"]);
+    check(&FIREWALL, without("", "pods", &["list"], true), Level::Fatal, &["Pod objects are not known"]);
 }
 
 #[test]
