@@ -33,7 +33,7 @@ fn encrypts(flags: &Flags) -> bool {
     flags.enable_overlay && flags.overlay_encap == "wireguard"
 }
 
-const IDLE: [Idle; 21] = [
+const IDLE: [Idle; 23] = [
     Idle {
         flag: "cluster-cidr",
         is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
@@ -78,6 +78,22 @@ const IDLE: [Idle; 21] = [
             !typed.run_loadbalancer && typed.loadbalancer_sync_period != default.loadbalancer_sync_period
         },
         reason: NO_ALLOCATOR,
+    },
+    Idle {
+        flag: "advertise-external-ip",
+        is_given: |typed, _| {
+            let is_on = typed.run_router && typed.advertise_external_ip;
+            is_on && typed.strict_external_ip_validation && typed.service_external_ip_range.is_empty()
+        },
+        reason: "no address is in a range of --service-external-ip-range, which names none",
+    },
+    Idle {
+        flag: "advertise-loadbalancer-ip",
+        is_given: |typed, _| {
+            let is_on = typed.run_router && typed.advertise_loadbalancer_ip;
+            is_on && typed.strict_external_ip_validation && typed.loadbalancer_ip_range.is_empty()
+        },
+        reason: "no address is in a range of --loadbalancer-ip-range, which names none",
     },
     Idle {
         flag: "bgp-mesh-holdtime",

@@ -21,6 +21,7 @@ CHANGES = [
     (["ipv6=true"], "        - --enable-ipv6=true", None),
     (["ipv4=false", "ipv6=true"], "        - --enable-ipv4=false", None),
     (["serviceClusterIPRanges={10.43.0.0/16,2001:db8:43::/112}"], '        - "--service-cluster-ip-range=10.43.0.0/16,2001:db8:43::/112"', None),
+    (["serviceExternalIPRanges={192.0.2.0/25,2001:db8:7::/64}"], '        - "--service-external-ip-range=192.0.2.0/25,2001:db8:7::/64"', None),
     (["serviceNodePortRange=20000-22767"], '        - "--service-node-port-range=20000-22767"', None),
     (["image.repository=registry.example/sluice", "image.tag=v9.1"], '        image: "registry.example/sluice:v9.1"', '        image: "sluice:0.1.0"'),
     (["image.pullPolicy=Always"], "        imagePullPolicy: Always", "        imagePullPolicy: IfNotPresent"),
@@ -54,6 +55,8 @@ CHANGES = [
     ([*PROXY, "directServerReturn.enabled=true"], '        - "--runtime-endpoint=unix:///run/containerd/containerd.sock"', None),
     ([*PROXY, "directServerReturn.enabled=true"], "          mountPath: /run/netns", None),
     ([*PROXY, "directServerReturn.enabled=true", "directServerReturn.runtimeSocket=/var/run/crio/crio.sock"], '          path: "/var/run/crio"', None),
+    # Another allocator gives the addresses.
+    (["loadBalancer.ranges={192.0.2.128/25,2001:db8:8::/64}"], '        - "--loadbalancer-ip-range=192.0.2.128/25,2001:db8:8::/64"', None),
     (["nodeStatus.enabled=true"], "  resources: [nodes/status]", None),
     (["nodeAnnotations.enabled=true"], "  name: kube-router-node-annotations", None),
     (["cni.confDirectory=/var/lib/rancher/k3s/agent/etc/cni/net.d"], '          path: "/var/lib/rancher/k3s/agent/etc/cni/net.d"', '          path: "/etc/cni/net.d"'),
@@ -73,6 +76,23 @@ CHANGES = [
     (["updateStrategy.rollingUpdate.maxUnavailable=1"], "      maxUnavailable: 1", None),
     (["labels.tier=null"], "      k8s-app: kube-router", "      tier: node"),
 ]
+# Values, and of which of them the notes say that they announce nothing.
+EXTERNAL, BALANCED = "router.advertise.externalIP", "router.advertise.loadBalancerIP"
+ANNOUNCED = [
+    ([f"{EXTERNAL}=true"], [EXTERNAL]),
+    ([f"{BALANCED}=true"], [BALANCED]),
+    ([f"{EXTERNAL}=true", f"{BALANCED}=true"], [EXTERNAL, BALANCED]),
+    ([f"{EXTERNAL}=true", "loadBalancer.ranges={192.0.2.128/25}"], [EXTERNAL]),
+    ([f"{EXTERNAL}=true", "serviceExternalIPRanges={192.0.2.0/25}"], []),
+    ([f"{EXTERNAL}=true", "extraArgs={--service-external-ip-range=192.0.2.0/25}"], []),
+    ([f"{BALANCED}=true", "serviceExternalIPRanges={192.0.2.0/25}"], [BALANCED]),
+    ([f"{BALANCED}=true", "loadBalancer.ranges={192.0.2.128/25}"], []),
+    ([f"{BALANCED}=true", "extraArgs={--loadbalancer-ip-range=192.0.2.128/25}"], []),
+    ([f"{EXTERNAL}=true", f"{BALANCED}=true", "extraArgs={--strict-external-ip-validation=false}"], []),
+    ([f"{EXTERNAL}=true", "extraArgs={--strict-external-ip-validation=true}"], [EXTERNAL]),
+    ([f"{EXTERNAL}=true", "router.enabled=false"], []),
+    (["router.advertise.clusterIP=true"], []),
+]
 # Values that make no sense, and a word of what Helm says of them.
 WRONG = [
     (["netfilter=ebtables"], "netfilter"),
@@ -80,6 +100,8 @@ WRONG = [
     (["router.enabled=yes"], "router/enabled"),
     (["serviceClusterIPRanges={10.43.0.0}"], "serviceClusterIPRanges"),
     (["serviceClusterIPRanges={10.0.0.0/16,10.1.0.0/16,10.2.0.0/16}"], "serviceClusterIPRanges"),
+    (["serviceExternalIPRanges={192.0.2.7}"], "serviceExternalIPRanges"),
+    (["serviceExternalIPRanges={192.0.2.0/33}"], "serviceExternalIPRanges"),
     (["router.peers[0].address=router-1", "router.peers[0].asn=65001"], "router/peers/0/address"),
     (["router.peers[0].address=192.0.2.1"], "asn"),
     (["router.clusterASN=4294967296"], "router/clusterASN"),
@@ -160,6 +182,14 @@ def each_value_says_what_it_is_for():
         that(taken not in lines, values, "do not take away", taken)
         that(lines != plain.splitlines(), values, "change nothing")
         that(taken is None or taken in plain.splitlines(), taken, "was never there")
+
+
+def what_announces_nothing_for_want_of_a_range_is_in_the_notes():
+    for values, expected in ANNOUNCED:
+        said = charts.helm("install", "kube-router", charts.CHART, "--namespace", charts.NAMESPACE, "--dry-run=client", *chosen(values))
+        notes = said.split("\nNOTES:\n")[1]
+        found = [name for name in (EXTERNAL, BALANCED) if f"\n{name} announces nothing" in notes]
+        that(found == expected, values, notes)
 
 
 def both_probes_ask_where_health_is_served():
@@ -269,7 +299,8 @@ def the_example_of_kustomize_makes_all_features():
     that(found == expected, "they differ in more than flags")
 
 
-ALL = [every_file_is_as_the_chart_makes_it, helm_finds_nothing_to_complain_of, each_value_says_what_it_is_for, both_probes_ask_where_health_is_served,
+ALL = [every_file_is_as_the_chart_makes_it, helm_finds_nothing_to_complain_of, each_value_says_what_it_is_for,
+       what_announces_nothing_for_want_of_a_range_is_in_the_notes, both_probes_ask_where_health_is_served,
        where_pods_are_held_back_the_plugin_has_to_be_there_whatever_cni_files_name, every_value_is_tried,
        values_that_make_no_sense_are_named, kustomize_builds_the_base_as_the_file_is, components_add_their_rights_to_the_base,
        the_example_of_kustomize_makes_all_features]
