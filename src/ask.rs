@@ -33,10 +33,11 @@ use crate::k8s::agents;
 use crate::k8s::client::{self, Access};
 use crate::k8s::kubectl::kubeconfig_of_user;
 use crate::observe::local::{JSON, MOST};
+use crate::observe::printable::printable;
 use crate::status::Status;
 use crate::status::serve::STATUS;
 
-/// Asks, and returns the answer's text.
+/// Asks, and returns the answer's text, as it can be sent to a terminal.
 ///
 /// # Errors
 /// Where nobody listens, or there is no answer; a sentence for the user.
@@ -45,7 +46,9 @@ pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
     let answered = run_on(&runtime, ask);
     // A name that is still being looked up is not waited for.
     runtime.shutdown_background();
-    answered
+    // Of the words in an answer many are those of others.
+    let Answered { text, exit_code } = answered.map_err(|error| anyhow!("{}", printable(format!("{error:#}"))))?;
+    Ok(Answered { text: printable(text), exit_code })
 }
 
 fn run_on(runtime: &Runtime, ask: &Ask) -> anyhow::Result<Answered> {
@@ -248,7 +251,8 @@ async fn drops(socket: &Path, output: Output, until: Option<Instant>, out: &mut 
                 Output::Text => format!("{missed} refused packets came too fast and are not shown"),
             });
         }
-        match lines.iter().try_for_each(|line| writeln!(out, "{line}")).and_then(|()| out.flush()) {
+        let printed = lines.into_iter().map(printable).try_for_each(|line| writeln!(out, "{line}"));
+        match printed.and_then(|()| out.flush()) {
             Ok(()) => {}
             // Nobody reads any more.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),

@@ -81,6 +81,9 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
         let text = said(&run(words), 2);
         assert!(text.contains("Usage: sluice status [--wait[=SECONDS]]"), "{words:?}: {text}");
     }
+    // Nobody listens there; without a scheme the client library panics.
+    let text = said(&run(&["status", "--all", "--master=127.0.0.1:1"]), 2);
+    assert!(text.starts_with("/api/v1/nodes: "), "{text}");
     let text = said(&run(&["svc", "--help"]), 0);
     assert!(text.starts_with("Usage: sluice svc [NAMESPACE/NAME"), "{text}");
     for words in [&["policy", "--help"][..], &["policy", "explain", "--help"]] {
@@ -208,6 +211,8 @@ fn flags_that_do_nothing_are_named_once_and_end_nothing() {
 fn a_stray_word_ends_with_1_and_one_sentence() {
     let text = said(&run(&["--run-router", "false"]), 1);
     assert!(text.starts_with("\"false\" belongs to no flag") && text.lines().count() == 1, "{text}");
+    let text = said(&run(&["--peer-router-passwords", "YQ==", "YmI="]), 1);
+    assert!(text.starts_with("Argument 3, of 4 characters, belongs to no flag") && !text.contains("YmI"), "{text}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
@@ -29,7 +29,7 @@ pub struct QuestionContext {
     config: Arc<Config>,
     recent: Recent,
     /// Since when objects of the cluster cannot be read.
-    unread_since: watch::Receiver<Option<SystemTime>>,
+    unread_since: watch::Receiver<Option<Instant>>,
 }
 
 impl QuestionContext {
@@ -37,7 +37,7 @@ impl QuestionContext {
         config: &Config,
         started: Instant,
         recent: Recent,
-        unread_since: watch::Receiver<Option<SystemTime>>,
+        unread_since: watch::Receiver<Option<Instant>>,
     ) -> QuestionContext {
         QuestionContext { facts: facts(config, started), config: Arc::new(config.clone()), recent, unread_since }
     }

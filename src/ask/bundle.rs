@@ -5,7 +5,7 @@
 //!
 //! What goes in is named here, in `bundle` and in `k8s::render`, one by one. No Secret is read by anybody, environment variables are those of
 //! [`host`], and of annotations only those are written that decide. The cluster is written as manifests, which `sluice --manifests BUNDLE` reads
-//! (`k8s::manifests::bundle`).
+//! (`k8s::manifests::bundle`). It comes last, because it is the largest part by far: where the output is a slow pipe, or breaks off, the others are there.
 //!
 //! One part is in memory at a time, and a page of the cluster.
 
@@ -26,22 +26,21 @@ use tokio::time::timeout;
 
 use self::archive::Archive;
 use super::audit::SUBSYSTEMS;
-use super::{ANSWER, Answered, post_bounded, unreachable};
+use super::{AGAIN, ANSWER, Answered, post_bounded, unreachable};
 use crate::bundle::{CLUSTER, CONFIG, HOST, LOG, METRICS, PREFLIGHT, PageHead};
 use crate::config::VERSION;
 use crate::k8s::Kind;
-use crate::k8s::manifests::bundle::{About, Complete, FORMAT, names};
-use crate::observe::local::JSON;
+use crate::k8s::manifests::bundle::{About, Complete, FORMAT, LARGEST_CLUSTER, names};
+use crate::observe::local::{ASK_AGAIN, JSON};
+use crate::observe::printable::printable;
 use crate::status::Status;
 use crate::status::serve::STATUS;
 
-/// How long parts are asked for; those that come behind are named and not asked for.
+/// How long parts are asked for, without the time that writing them takes; those that come behind are named and not asked for.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Most bytes of one part.
 const LARGEST: usize = 64 << 20;
-/// Most bytes of all manifests.
-const LARGEST_CLUSTER: usize = 1 << 30;
-/// How long refused packets are waited for.
+/// How long refused packets are waited for: the program gives their log back where nobody asks for 5 s (`firewall::refused`), so nothing else is asked meanwhile.
 const DROPS: Duration = Duration::from_secs(2);
 
 /// A part of the bundle, as `parts.json` and the terminal name it.
@@ -75,7 +74,7 @@ struct BundleQuestion {
     accept: Option<&'static str>,
 }
 
-/// The questions for all parts beside the cluster, in their order.
+/// The questions for all parts beside refused packets and the cluster, in their order: those first that no report can do without.
 fn questions() -> Vec<BundleQuestion> {
     const NOTHING: &[(&str, &str)] = &[];
     let of = |part: &str, path, about, accept| BundleQuestion { part: part.to_owned(), path, about, accept };
@@ -83,17 +82,19 @@ fn questions() -> Vec<BundleQuestion> {
         of("config.txt", CONFIG, NOTHING, None),
         of("log.txt", LOG, NOTHING, None),
         of("host-of-agent.txt", HOST, NOTHING, None),
-        of("services.txt", "/svc", &[("what", "")], None),
-        of("bgp-peers.json", "/bgp/peers", NOTHING, Some(JSON)),
-        of("bgp-routes.json", "/bgp/routes", &[("what", ""), ("why", "")], Some(JSON)),
-        of("metrics.txt", METRICS, NOTHING, None),
     ];
     for (name, path) in SUBSYSTEMS {
         let name = name.replace(' ', "-");
         all.push(of(&format!("audit/{name}.json"), path, NOTHING, Some(JSON)));
         all.push(of(&format!("kernel/{name}.txt"), path, &[("list", "true")], None));
     }
-    all.push(of("preflight.json", PREFLIGHT, NOTHING, None));
+    all.extend([
+        of("preflight.json", PREFLIGHT, NOTHING, None),
+        of("services.txt", "/svc", &[("what", "")], None),
+        of("bgp-peers.json", "/bgp/peers", NOTHING, Some(JSON)),
+        of("bgp-routes.json", "/bgp/routes", &[("what", ""), ("why", "")], Some(JSON)),
+        of("metrics.txt", METRICS, NOTHING, None),
+    ]);
     all
 }
 
@@ -109,7 +110,7 @@ pub async fn make(file: Option<&Path>, socket: &Path) -> anyhow::Result<Answered
     let node = status.as_ref().map_or_else(|_| host::name(), |(status, _)| status.node.clone());
     let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
     let file = file.map_or_else(|| default_name(&node, now), Path::to_owned);
-    let mut bundle = Bundle { archive: Archive::create(&file)?, parts: Vec::new() };
+    let mut bundle = Bundle { archive: Archive::create(&file)?, parts: Vec::new(), agent };
     let about = About { format: FORMAT, version: VERSION.to_owned(), node, written: format!("{now:.0}") };
     bundle.put(names::ABOUT, Ok(serde_json::to_string_pretty(&about)?))?;
     match status {
@@ -122,22 +123,23 @@ pub async fn make(file: Option<&Path>, socket: &Path) -> anyhow::Result<Answered
     for (part, text) in host::parts() {
         bundle.put(&format!("host/{part}"), text.map_err(|why| Outcome::Failed { why }))?;
     }
-    agent.until = Instant::now() + PATIENCE;
+    bundle.agent.until = Instant::now() + PATIENCE;
     // One reason is enough.
     match UnixStream::connect(socket).await {
-        _ if agent.is_stuck => {
+        _ if bundle.agent.is_stuck => {
             bundle.put("agent", Err(failed("it does not answer, and was asked for nothing more")))?
         }
-        Ok(_) => bundle.ask_for_all(&mut agent).await?,
+        Ok(_) => bundle.ask_for_all().await?,
         Err(error) => bundle.put("agent", Err(failed(&format!("{}: {error}", unreachable(socket)))))?,
     }
     bundle.end(&file)
 }
 
-/// The bundle so far.
-struct Bundle {
+/// The bundle so far, and whom it is asked of.
+struct Bundle<'a> {
     archive: Archive,
     parts: Vec<Part>,
+    agent: Agent<'a>,
 }
 
 /// The running program.
@@ -149,12 +151,12 @@ struct Agent<'a> {
     is_stuck: bool,
 }
 
-impl Bundle {
+impl Bundle<'_> {
     /// Writes a part, or notes why there is none.
     fn put(&mut self, part: &str, text: Result<String, Outcome>) -> anyhow::Result<()> {
         let outcome = match text {
             Ok(text) => {
-                self.archive.put(part, text.as_bytes())?;
+                self.write(part, text.as_bytes())?;
                 Outcome::Written { bytes: text.len() }
             }
             Err(outcome) => outcome,
@@ -163,38 +165,35 @@ impl Bundle {
         Ok(())
     }
 
-    async fn ask_for_all(&mut self, agent: &mut Agent<'_>) -> anyhow::Result<()> {
-        let drops = agent.ask("/policy/drops", &[], Some(JSON)).await;
-        let since = Instant::now();
-        self.put_cluster(agent).await?;
+    /// Writes a file. How long an output takes, which may be a slow pipe, is not the program's fault.
+    fn write(&mut self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let written = self.archive.put(name, content);
+        self.agent.until += begun.elapsed();
+        written
+    }
+
+    async fn ask_for_all(&mut self) -> anyhow::Result<()> {
         for BundleQuestion { part, path, about, accept } in questions() {
-            let answer = agent.ask(path, about, accept).await;
+            let answer = self.agent.ask(path, about, accept).await;
             self.put(&part, answer)?;
         }
-        // Packets are read while somebody asks: those since the first question.
-        let number =
-            drops.as_ref().ok().and_then(|text| serde_json::from_str::<Value>(text).ok()?.get("next")?.as_u64());
-        let drops = match number {
-            None => drops,
-            Some(number) => {
-                tokio::time::sleep(DROPS.saturating_sub(since.elapsed())).await;
-                agent.ask("/policy/drops", &[("since", &number.to_string())], Some(JSON)).await
-            }
-        };
-        self.put("policy-drops.json", drops)
+        let drops = self.agent.drops().await;
+        self.put("policy-drops.json", drops)?;
+        self.put_cluster().await
     }
 
     /// Writes the manifests, and behind them that they are all.
-    async fn put_cluster(&mut self, agent: &mut Agent<'_>) -> anyhow::Result<()> {
+    async fn put_cluster(&mut self) -> anyhow::Result<()> {
         let (mut bytes, mut last) = (0, None);
         for kind in Kind::ALL {
             let mut from = Some(0);
             while let Some(place) = from {
                 let world = last.as_ref().map(|head: &PageHead| head.world.to_string());
-                match agent.page(kind, place, world.as_deref()).await {
+                match self.agent.page(kind, place, world.as_deref()).await {
                     Ok((head, objects)) => {
                         if !objects.is_empty() {
-                            self.archive.put(&names::manifests(kind, place), objects.as_bytes())?;
+                            self.write(&names::manifests(kind, place), objects.as_bytes())?;
                         }
                         bytes += objects.len();
                         from = head.next;
@@ -209,7 +208,7 @@ impl Bundle {
         }
         let Some(PageHead { node, kinds, complete, .. }) = last else { return Ok(()) };
         let complete = Complete { node, kinds, complete };
-        self.archive.put(names::COMPLETE, serde_json::to_string_pretty(&complete)?.as_bytes())?;
+        self.write(names::COMPLETE, serde_json::to_string_pretty(&complete)?.as_bytes())?;
         self.parts.push(Part { part: names::CLUSTER.to_owned(), outcome: Outcome::Written { bytes } });
         Ok(())
     }
@@ -230,7 +229,7 @@ impl Bundle {
         let exit_code = u8::from(!failures.is_empty());
         if is_printed {
             // Where nobody reads it, the exit code says it.
-            let _ = write!(std::io::stderr(), "{failures}");
+            let _ = write!(std::io::stderr(), "{}", printable(failures));
             return Ok(Answered { text: String::new(), exit_code });
         }
         let text = format!("{}: {} parts, {} KiB\n{failures}", file.display(), parts.len(), bytes.div_ceil(1024));
@@ -239,6 +238,15 @@ impl Bundle {
 }
 
 impl Agent<'_> {
+    /// Asks for refused packets, and a moment later for those since then: they are read while somebody asks.
+    async fn drops(&mut self) -> Result<String, Outcome> {
+        let first = self.ask("/policy/drops", &[], Some(JSON)).await?;
+        let next = |text: &str| serde_json::from_str::<Value>(text).ok()?.get("next")?.as_u64();
+        let Some(number) = next(&first) else { return Ok(first) };
+        tokio::time::sleep(DROPS).await;
+        self.ask("/policy/drops", &[("since", &number.to_string())], Some(JSON)).await
+    }
+
     /// Asks for a page of the cluster; returns its head and its objects.
     async fn page(&mut self, kind: Kind, from: usize, world: Option<&str>) -> Result<(PageHead, String), Outcome> {
         let from = from.to_string();
@@ -251,7 +259,23 @@ impl Agent<'_> {
         Ok((head, objects))
     }
 
+    /// Asks, and once more where an answer is being made for somebody else.
     async fn ask(
+        &mut self,
+        path: &str,
+        about: &[(&str, &str)],
+        accept: Option<&'static str>,
+    ) -> Result<String, Outcome> {
+        match self.ask_once(path, about, accept).await {
+            Err(Outcome::Failed { why }) if why.ends_with(ASK_AGAIN) => {
+                tokio::time::sleep(AGAIN).await;
+                self.ask_once(path, about, accept).await
+            }
+            answered => answered,
+        }
+    }
+
+    async fn ask_once(
         &mut self,
         path: &str,
         about: &[(&str, &str)],

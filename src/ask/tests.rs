@@ -71,6 +71,17 @@ fn a_question_is_answered_in_the_form_asked_for_or_refused_with_a_sentence() {
 }
 
 #[test]
+fn neither_an_answer_nor_a_refusal_brings_control_characters_to_a_terminal() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = program(directory.path(), true);
+    let evil = "shop/\u{1b}[2J\u{9b}1m";
+    let expected = "shop/\\u001b[2J\\u009b1m to shop/web:80\n";
+    assert_eq!(asked(evil, Output::Text, &socket).as_deref(), Ok(expected));
+    let refused = asked(evil, Output::Text, &directory.path().join("other\u{1b}.sock")).expect_err("nobody is there");
+    assert!(refused.contains("other\\u001b.sock"), "{refused}");
+}
+
+#[test]
 fn a_program_without_the_subsystem_says_so_and_an_absent_one_is_named_by_its_socket() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = program(directory.path(), false);
@@ -92,7 +103,7 @@ async fn refusing(directory: &Path) -> PathBuf {
             let since: Option<u64> = question.about.get("since").map(|number| number.parse().expect("a number"));
             next += u64::from(since.is_some());
             let packets: Vec<_> = (since.unwrap_or(next)..next)
-                .map(|number| serde_json::json!({ "text": format!("packet {number}") }))
+                .map(|number| serde_json::json!({ "text": format!("packet\u{1b} {number}") }))
                 .collect();
             let lost = if next < 9 { 0 } else { 5 };
             let doubt = (next < 9).then_some("this is as an earlier run remembered it");
@@ -115,9 +126,12 @@ async fn refused_packets_are_printed_once_each_and_those_that_were_lost_are_coun
         (
             Output::Text,
             "cluster: this is as an earlier run remembered it\n\
-             packet 7\npacket 8\n5 refused packets came too fast and are not shown\npacket 9\n",
+             packet\\u001b 7\npacket\\u001b 8\n5 refused packets came too fast and are not shown\npacket\\u001b 9\n",
         ),
-        (Output::Json, "{\"text\":\"packet 10\"}\n{\"text\":\"packet 11\"}\n{\"text\":\"packet 12\"}\n"),
+        (
+            Output::Json,
+            "{\"text\":\"packet\\u001b 10\"}\n{\"text\":\"packet\\u001b 11\"}\n{\"text\":\"packet\\u001b 12\"}\n",
+        ),
     ] {
         let mut printed = Vec::new();
         let until = Some(Instant::now() + AGAIN * 5 / 2);

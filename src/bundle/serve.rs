@@ -110,8 +110,11 @@ async fn cluster(
         Some(asked) => match kept.iter().find(|(world, _)| world.number == asked) {
             Some((world, _)) => world.clone(),
             None => {
-                let why = "other Worlds are asked about meanwhile; ask again from the first page";
-                return (Err(why.to_owned()), None);
+                let why = format!(
+                    "this World is not kept any more, because nobody asked about it for {} s or others asked about newer ones; ask again from the first page",
+                    KEPT.as_secs()
+                );
+                return (Err(why), None);
             }
         },
     };
@@ -289,6 +292,8 @@ mod tests {
         assert_eq!(Arc::strong_count(&node), 2, "it is kept for the next page");
         tokio::time::sleep(KEPT * 3).await;
         assert_eq!(Arc::strong_count(&node), 1);
+        let why = program.page("Node", 0, Some(7)).await.expect_err("it is not kept");
+        assert!(why.contains("nobody asked about it for 30 s"), "{why}");
     }
 
     #[tokio::test]

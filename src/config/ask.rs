@@ -11,6 +11,7 @@ use http::Uri;
 
 use super::flags::DEFAULT_SOCKET;
 use super::refusal::Refusal;
+use crate::net::server_url;
 
 /// Question to the program that runs on this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,7 +36,7 @@ pub enum Ask {
     Status { wait: Option<Duration>, output: Output, socket: PathBuf },
     /// One archive with what a report of a problem needs. `file`: its path, `-` for standard output; a name of its own where there is none.
     Bundle { file: Option<PathBuf>, socket: PathBuf },
-    /// How all nodes stand, by the API server. `selector`: labels of the agents' pods.
+    /// How all nodes stand, by the API server. `master`: its URL, which may lack the scheme; `selector`: labels of the agents' pods.
     StatusOfAll { kubeconfig: Option<PathBuf>, master: Option<Uri>, selector: String, output: Output },
 }
 
@@ -103,7 +104,7 @@ enum About {
         kubeconfig: Option<PathBuf>,
         /// With --all: URL of the API server, http://127.0.0.1:8001 for kubectl proxy
         #[arg(long, requires = "all", value_name = "URL")]
-        master: Option<Uri>,
+        master: Option<String>,
         /// With --all: labels of the agents' pods
         #[arg(long, requires = "all", value_name = "LABELS", default_value = "k8s-app=kube-router")]
         selector: String,
@@ -360,10 +361,47 @@ pub(super) fn ask(words: &[OsString], usage: &str) -> Result<Option<Ask>, Refusa
         About::Audit { repair, output, socket } => Ask::Audit { repair, output, socket },
         About::Bundle { file, socket } => Ask::Bundle { file, socket },
         About::Status { all: true, kubeconfig, master, selector, output, .. } => {
+            let master = master.as_deref().map(|typed| server(typed, usage)).transpose()?;
             Ask::StatusOfAll { kubeconfig, master, selector, output }
         }
         About::Status { wait, output, socket, .. } => {
             Ask::Status { wait: wait.map(|seconds| Duration::from_secs(seconds.into())), output, socket }
         }
     }))
+}
+
+/// The API server's URL. Where it has no scheme, the credentials decide which one it gets.
+fn server(typed: &str, usage: &str) -> Result<Uri, Refusal> {
+    server_url::typed(typed).map_err(|why| {
+        let shown = server_url::shown(typed);
+        let text = format!("--master must be a URL like http://127.0.0.1:8001; it is {shown:?}: {why}.\n{usage}");
+        Refusal { text, exit_code: 2 }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(words: &[&str]) -> Result<Option<Ask>, Refusal> {
+        let words: Vec<OsString> = ["sluice", "status"].iter().chain(words).map(OsString::from).collect();
+        ask(&words, STATUS_USAGE)
+    }
+
+    #[test]
+    fn the_server_of_all_nodes_may_lack_its_scheme_and_one_that_is_none_shows_no_credentials() {
+        let server = |word: &str| match asked(&["--all", word]) {
+            Ok(Some(Ask::StatusOfAll { master, .. })) => master.map(|url| url.to_string()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(server("--master=127.0.0.1:8001"), Some("127.0.0.1:8001".to_owned()));
+        assert_eq!(server("--master=http://127.0.0.1:8001"), Some("http://127.0.0.1:8001/".to_owned()));
+        for typed in ["ftp://wizard:hush@192.0.2.10", "https//wizard:hush@192.0.2.10", "http://wizard:hu sh@192.0.2.10"]
+        {
+            let refusal = asked(&["--all", &format!("--master={typed}")]).expect_err(typed);
+            assert!(refusal.text.contains("it is \"192.0.2.10\": "), "{}", refusal.text);
+            assert!(["wizard", "hush", "sh@"].iter().all(|word| !refusal.text.contains(word)), "{}", refusal.text);
+            assert_eq!(refusal.exit_code, 2);
+        }
+    }
 }

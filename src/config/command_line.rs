@@ -50,10 +50,8 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
         return Ok(asked.map_or_else(|| Request::Print(usage.to_owned()), Request::Ask));
     }
     let program = words.first().map_or_else(|| "sluice".to_owned(), |word| word.to_string_lossy().into_owned());
-    if let [_, asked, flags @ ..] = words
-        && asked == PREFLIGHT
-    {
-        return preflight(&program, flags);
+    if words.get(1).is_some_and(|asked| asked == PREFLIGHT) {
+        return preflight(&program, words);
     }
     let name = NAMES.into_iter().find(|name| Path::new(&program).ends_with(name)).unwrap_or("sluice");
     if let Some(printed) = completion::printed(words, name, VERSION) {
@@ -67,7 +65,8 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
     let verbosity = verbosity(&flags.verbosity)?;
     if let Some(word) = flags.words.first() {
         let text = format!(
-            "{word:?} belongs to no flag: write --flag=value with the = sign, as in --run-router=false, and nothing else."
+            "{} belongs to no flag: write --flag=value with the = sign, as in --run-router=false, and nothing else.",
+            stray(word, words)
         );
         return Err(Refusal { text, exit_code: 1 });
     }
@@ -80,14 +79,15 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
     Ok(Request::Run { flags: Box::new(flags), verbosity })
 }
 
-fn preflight(program: &str, flags: &[OsString]) -> Result<Request, Refusal> {
+fn preflight(program: &str, all: &[OsString]) -> Result<Request, Refusal> {
     let output =
         Arg::new("output").short('o').long("output").value_parser(clap::value_parser!(Output)).default_value("text");
-    let words = std::iter::once(OsString::from(program)).chain(flags.iter().cloned());
+    let words = std::iter::once(OsString::from(program)).chain(all.iter().skip(2).cloned());
     let matches = command().arg(output).try_get_matches_from(words).map_err(|error| flag_refusal(&error, program))?;
     let flags = Flags::from_arg_matches(&matches).map_err(|error| flag_refusal(&error, program))?;
     if let Some(word) = flags.words.first() {
-        return Err(Refusal { text: format!("{word:?} belongs to no flag.\n{PREFLIGHT_USAGE}"), exit_code: 2 });
+        let text = format!("{} belongs to no flag.\n{PREFLIGHT_USAGE}", stray(word, all));
+        return Err(Refusal { text, exit_code: 2 });
     }
     if flags.help {
         return Ok(Request::Print(PREFLIGHT_USAGE.to_owned()));
@@ -95,6 +95,20 @@ fn preflight(program: &str, flags: &[OsString]) -> Result<Request, Refusal> {
     let output = matches.get_one("output").copied().unwrap_or(Output::Text);
     let verbosity = verbosity(&flags.verbosity)?;
     Ok(Request::Preflight { flags: Box::new(flags), verbosity, output })
+}
+
+/// The flag whose value is shown nowhere.
+const PASSWORDS: &str = "--peer-router-passwords";
+
+/// Names a word that belongs to no flag. Where passwords are given it may be one of them, written apart from the others, and what is said ends up in a log: its place
+/// is named then. `all` begins with the name of the program.
+fn stray(word: &str, all: &[OsString]) -> String {
+    let takes_passwords = |word: &OsString| word.to_str().and_then(|word| word.split('=').next()) == Some(PASSWORDS);
+    if !all.iter().any(takes_passwords) {
+        return format!("{word:?}");
+    }
+    let place = all.iter().rposition(|it| *it == *word).unwrap_or_default();
+    format!("Argument {place}, of {} characters,", word.chars().count())
 }
 
 /// The program's names, in a container image and elsewhere.
@@ -207,12 +221,37 @@ fn flag_mistake(error: &clap::Error) -> String {
         ErrorKind::ValueValidation => {
             let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
             // The sentence may end up in a log.
-            if name == "--peer-router-passwords" {
+            if name == PASSWORDS {
                 return format!("{name} cannot be read: {reason}.");
             }
             format!("{name} cannot be {value:?}: {reason}.")
         }
         ErrorKind::InvalidValue if value.is_empty() => format!("{name} needs a value."),
         _ => format!("{name} cannot be read: {}.", error.kind()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(words: &[&str]) -> String {
+        let words: Vec<OsString> = ["sluice"].iter().chain(words).map(OsString::from).collect();
+        request(&words).expect_err("a word belongs to no flag").text
+    }
+
+    #[test]
+    fn a_word_that_may_be_a_password_is_named_by_its_place_alone() {
+        for words in [
+            &["--peer-router-passwords", "YQ==", "YmI="][..],
+            &["--run-router", "--peer-router-passwords=YQ==", "YmI="],
+            &["preflight", "--peer-router-passwords=YQ==", "YmI="],
+        ] {
+            let text = refused(words);
+            assert!(text.starts_with("Argument 3, of 4 characters, belongs to no flag"), "{text}");
+            assert!(!text.contains("YmI") && !text.contains("YQ"), "{text}");
+        }
+        assert!(refused(&["--run-router", "false"]).starts_with("\"false\" belongs to no flag: "));
+        assert!(refused(&["preflight", "now"]).starts_with("\"now\" belongs to no flag.\n"));
     }
 }

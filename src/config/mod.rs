@@ -58,7 +58,7 @@ pub use router::{Advertise, DEFAULT_CNI_FILE, GracefulRestart, NodeRoutes, Overl
 pub use service_ranges::{Disallowed, ServiceRanges};
 pub use usage::usage;
 
-use crate::net::{AddressDetection, PerFamily};
+use crate::net::{AddressDetection, PerFamily, server_url};
 
 /// Where container runtimes look for CNI plugins unless they are told of another directory.
 const PLUGIN_DIRECTORY: &str = "/opt/cni/bin";
@@ -393,13 +393,13 @@ fn master(typed: &str, mistakes: &mut Mistakes) -> Option<Uri> {
     if typed.is_empty() {
         return None;
     }
-    let complete = if typed.contains("://") { typed.to_owned() } else { format!("https://{typed}") };
-    let uri = complete.parse::<Uri>().ok();
-    let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
-    if uri.is_none() {
-        mistakes.add(format!("--master must be a URL like https://192.0.2.10:6443; it is {typed:?}."));
+    let url = server_url::completed(typed, true).ok();
+    if url.is_none() {
+        // The sentence may end up in a log.
+        let shown = server_url::shown(typed);
+        mistakes.add(format!("--master must be a URL like https://192.0.2.10:6443; it is {shown:?}."));
     }
-    uri
+    url
 }
 
 /// The server of a URL, without a user's name and password, and without a query.

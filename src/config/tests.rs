@@ -280,6 +280,17 @@ fn a_flag_that_does_nothing_is_told_with_its_reason_and_ends_nothing() {
         let flag = typed.split('=').next().expect("a flag");
         assert_eq!(config(&[typed]).notices, [format!("{flag} has no effect: {reason}.")]);
     }
+    let announces =
+        ["--run-router", "--run-service-proxy=false", "--advertise-external-ip", "--advertise-loadbalancer-ip"];
+    let lacks = |flag: &str, range: &str| {
+        format!("--{flag} has no effect: no address is in a range of --{range}, which names none.")
+    };
+    let external = lacks("advertise-external-ip", "service-external-ip-range");
+    let load_balancer = lacks("advertise-loadbalancer-ip", "loadbalancer-ip-range");
+    assert_eq!(config(&announces).notices, [external.clone(), load_balancer]);
+    let with = |typed: &[&str]| config(&[&announces[..], typed].concat()).notices;
+    assert_eq!(with(&["--loadbalancer-ip-range=192.0.2.0/24"]), [external]);
+    assert_eq!(with(&["--strict-external-ip-validation=false"]), [""; 0]);
     let without_proxy = config(&["--hairpin-mode", "--run-service-proxy=false"]);
     assert_eq!(without_proxy.notices, ["--hairpin-mode has no effect: the service proxy does not run."]);
     let endpoint = "--runtime-endpoint=unix:///run/containerd/containerd.sock";

@@ -5,6 +5,7 @@
 //!   environment names. `--master` overrides the server, and outside a pod, where there is no token, it is
 //!   asked without one.
 //! - Through the proxy that the kubeconfig names (`proxy-url`), or else the environment (`proxy_environment`).
+//! - A server without a scheme gets one (`uses_tls`), as from every client of the API.
 //!
 //! All files behind this are checked before a request (kubeconfig, certificates, keys, tokens): where one
 //! has changed, a new client is made, and the next request goes through it. Watches in progress end by themselves
@@ -26,14 +27,14 @@ use tracing::{info, warn};
 
 use super::asked_at::AskedAt;
 use super::proxy_environment::{ProxyEnvironment, proxy_url};
-use crate::net::base64;
+use crate::net::{base64, server_url};
 
 /// Address of the API server, as given on the command line.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Access {
     /// `--kubeconfig`.
     pub kubeconfig: Option<PathBuf>,
-    /// `--master`.
+    /// `--master`. It may lack the scheme.
     pub master: Option<Uri>,
 }
 
@@ -49,6 +50,8 @@ impl Access {
 pub enum AccessError {
     #[error("--kubeconfig {path}: {reason}", path = path.display())]
     Kubeconfig { path: PathBuf, reason: String },
+    #[error("--master {shown}: {reason}")]
+    Master { shown: String, reason: String },
     #[error(
         "no cluster is named: give --kubeconfig, --master or --manifests, or run in a pod with a service account ({0})"
     )]
@@ -190,7 +193,8 @@ fn config(
         }
     };
     if let Some(master) = &access.master {
-        config.cluster_url = master.clone();
+        config.cluster_url =
+            completed(&config, &master.to_string()).map_err(|(shown, reason)| AccessError::Master { shown, reason })?;
     }
     if config.proxy_url.is_none() {
         config.proxy_url = environment.proxy(&config.cluster_url).map_err(AccessError::Proxy)?;
@@ -199,6 +203,25 @@ fn config(
     // The watch has its own back-off; a second one below it would only hide outages.
     config.default_retry = false;
     Ok((config, files))
+}
+
+/// Reads the URL of a server for which this is all the rest of the configuration. A client of the library panics on one without a scheme.
+///
+/// # Errors
+/// What may be shown of it, and why it is none.
+fn completed(config: &Config, typed: &str) -> Result<Uri, (String, String)> {
+    server_url::completed(typed, uses_tls(config)).map_err(|reason| (server_url::shown(typed).to_owned(), reason))
+}
+
+/// Returns whether a server without a scheme is asked by TLS: where something of TLS is given, as by every client of the API (`defaultServerUrlFor` in
+/// client-go), and also where there is a token or a password, which that would send for everybody to read.
+fn uses_tls(config: &Config) -> bool {
+    let user = &config.auth_info;
+    let is_given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let has_authority = config.root_cert.is_some() || config.root_cert_file.is_some();
+    let has_certificate = is_given(&user.client_certificate) || is_given(&user.client_certificate_data);
+    let has_secret = is_given(&user.token_file) || user.token.is_some() || user.password.is_some();
+    has_authority || config.accept_invalid_certs || has_certificate || has_secret
 }
 
 /// The contents of files, by a number that differs where they do.
@@ -253,10 +276,8 @@ fn from_kubeconfig(path: &Path, context: &Context, cluster: &Cluster, user: Auth
         return Err(wrong(reason.to_owned()));
     }
     let server = cluster.server.as_deref().ok_or_else(|| wrong("its cluster has no server".to_owned()))?;
-    // Ahead of its host it may have credentials.
-    let shown = server.rsplit('@').next().unwrap_or_default();
-    let server = server.parse().map_err(|error| wrong(format!("the server {shown:?} of its cluster: {error}")))?;
-    let mut config = Config::new(server);
+    // Which scheme a server has that was written without one, the rest says.
+    let mut config = Config::new(Uri::default());
     config.root_cert = authorities(cluster).map_err(wrong)?;
     config.accept_invalid_certs = cluster.insecure_skip_tls_verify.unwrap_or(false);
     config.tls_server_name = cluster.tls_server_name.clone();
@@ -268,6 +289,8 @@ fn from_kubeconfig(path: &Path, context: &Context, cluster: &Cluster, user: Auth
         config.proxy_url = Some(proxy_url(proxy).map_err(|reason| wrong(format!("proxy-url: {reason}")))?);
     }
     config.auth_info = user;
+    config.cluster_url = completed(&config, server)
+        .map_err(|(shown, reason)| wrong(format!("the server {shown:?} of its cluster: {reason}")))?;
     Ok(config)
 }
 

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
@@ -35,14 +35,17 @@ struct Shared {
     /// Told of each refusal of Services or EndpointSlices for want of a right, and of their end.
     services_refused_at: watch::Sender<Option<Instant>>,
     /// Told since when something cannot be read.
-    unread_since: watch::Sender<Option<SystemTime>>,
+    unread_since: watch::Sender<Option<Instant>>,
     failing: IntGaugeVec,
     failures: IntCounterVec,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Outage {
+    /// For people who look at the log of that time.
     since: Timestamp,
+    /// For its age: the clock may be set meanwhile.
+    begun: Instant,
     cause: Cause,
 }
 
@@ -151,8 +154,8 @@ impl Outages {
             Cause::Unreachable | Cause::Directory => open.values().any(|other| other.cause == cause),
             _ => before.is_some_and(|before| before.cause == cause),
         };
-        let since = before.map_or_else(Timestamp::now, |before| before.since);
-        open.insert(kind, Outage { since, cause });
+        let first = || Outage { since: Timestamp::now(), begun: Instant::now(), cause };
+        open.insert(kind, Outage { cause, ..before.unwrap_or_else(first) });
         shared.failing.with_label_values(&[kind.name()]).set(1);
         shared.tell(&open);
         drop(open);
@@ -190,7 +193,7 @@ impl Outages {
     }
 
     /// Returns since when something cannot be read, now and from now on; `None` while everything is.
-    pub fn unread_since(&self) -> watch::Receiver<Option<SystemTime>> {
+    pub fn unread_since(&self) -> watch::Receiver<Option<Instant>> {
         self.0.unread_since.subscribe()
     }
 
@@ -210,14 +213,14 @@ impl Shared {
         if !OF_SERVICES.iter().any(is_forbidden) {
             self.services_refused_at.send_if_modified(|before| before.take().is_some());
         }
-        self.unread_since.send_replace(open.values().map(|outage| SystemTime::from(outage.since)).min());
+        self.unread_since.send_replace(open.values().map(|outage| outage.begun).min());
     }
 }
 
 /// One sentence for each cause.
 fn sentences(open: &BTreeMap<Kind, Outage>) -> Vec<String> {
     let mut by_cause: BTreeMap<Cause, (Vec<&str>, Timestamp)> = BTreeMap::new();
-    for (kind, Outage { since, cause }) in open {
+    for (kind, Outage { since, cause, .. }) in open {
         let (kinds, earliest) = by_cause.entry(*cause).or_insert((Vec::new(), *since));
         kinds.push(kind.name());
         *earliest = (*earliest).min(*since);
@@ -230,6 +233,8 @@ fn sentences(open: &BTreeMap<Kind, Outage>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn lines(health: &Health) -> Vec<String> {
@@ -239,7 +244,7 @@ mod tests {
     #[test]
     fn each_cause_has_a_sentence_with_its_kinds_and_the_earliest_time() {
         let at = |seconds: i64| Timestamp::from_second(seconds).expect("a time");
-        let outage = |seconds: i64, cause: Cause| Outage { since: at(seconds), cause };
+        let outage = |seconds: i64, cause: Cause| Outage { since: at(seconds), begun: Instant::now(), cause };
         let open = [
             (Kind::Service, outage(60, Cause::Unreachable)),
             (Kind::Node, outage(30, Cause::Unreachable)),
@@ -277,6 +282,22 @@ mod tests {
         assert!(*nodes_are_read.borrow());
         assert_eq!(lines(&health), Vec::<String>::new());
         assert!(registry.text().contains("sluice_source_failing{kind=\"Node\"} 0\n"));
+    }
+
+    #[test]
+    fn an_outage_that_began_before_the_clock_was_set_is_as_old_as_it_is() {
+        let outages = Outages::new().expect("names are valid");
+        let unread_since = outages.unread_since();
+        let in_1970 = |seconds: i64| Timestamp::from_second(seconds).expect("a time");
+        let begun = Instant::now();
+        let later = begun + Duration::from_secs(90);
+        let outage = |since, begun| Outage { since, begun, cause: Cause::Unreachable };
+        // The clock went back between the two.
+        let open = [(Kind::Service, outage(in_1970(60), begun)), (Kind::Node, outage(in_1970(30), later))];
+        outages.0.tell(&open.into());
+        assert_eq!(*unread_since.borrow(), Some(begun));
+        outages.0.tell(&BTreeMap::new());
+        assert_eq!(*unread_since.borrow(), None);
     }
 
     #[test]

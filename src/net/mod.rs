@@ -19,6 +19,7 @@ mod prefixes;
 mod protocol;
 mod public_key;
 mod secret;
+pub mod server_url;
 pub mod service_mark;
 
 pub use address_detection::AddressDetection;

@@ -173,9 +173,9 @@ impl Component {
 }
 
 impl fmt::Display for Reason {
-    /// One line, whatever the text holds.
+    /// One line that a terminal shows as it is, whatever the text holds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.component, self.text.replace(['\r', '\n'], " "))
+        write!(f, "{}: {}", self.component, self.text.replace(char::is_control, " "))
     }
 }
 
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(lines(&health.unready(start)), ["proxy: has not finished its first round"]);
         proxy.ready(true);
         assert!(health.unready(start).is_empty());
-        proxy.trouble(Some("the kernel refuses\nvirtual services".to_owned()));
+        proxy.trouble(Some("the kernel refuses\nvirtual\u{1b}services".to_owned()));
         assert_eq!(lines(&health.unready(start)), ["proxy: the kernel refuses virtual services"]);
         assert!(health.stuck(start).is_empty());
         proxy.trouble(None);

@@ -50,6 +50,9 @@ pub enum AnswerFormat {
 /// The text of the answer, in the form asked for, or a sentence on why there is none.
 pub type Answer = Result<String, String>;
 
+/// The end of a sentence on why there is no answer at this very moment: who asks once more half a second later has a chance.
+pub const ASK_AGAIN: &str = "; ask again in a moment";
+
 /// The answering subsystems, by path.
 pub type Answerers = BTreeMap<&'static str, mpsc::Sender<Question>>;
 

@@ -11,4 +11,5 @@ pub mod local;
 pub mod local_socket;
 pub mod logging;
 pub mod metrics;
+pub mod printable;
 pub mod recent;

@@ -160,8 +160,9 @@ fn same_knowledge(pair: &[Known]) -> bool {
 const COMPLETE: &str = "complete";
 const ESTABLISHED: &str = "established";
 
+/// A text as one line that a terminal shows as it is.
 fn one_line(text: &str) -> String {
-    text.replace(['\r', '\n'], " ")
+    text.replace(char::is_control, " ")
 }
 
 /// A duration in its two largest units.
@@ -208,7 +209,7 @@ mod tests {
                 },
                 Component {
                     component: "firewall".to_owned(),
-                    reasons: vec!["rules of IPv4: the kernel\nrefuses".to_owned()],
+                    reasons: vec!["rules of IPv4:\u{9b}the kernel\nrefuses".to_owned()],
                     synced_seconds: None,
                     figures: Vec::new(),
                 },

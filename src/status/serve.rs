@@ -1,7 +1,7 @@
 //! Answers `sluice status` on the local socket.
 
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
@@ -45,7 +45,7 @@ pub struct Sources {
     pub registry: Registry,
     pub world: watch::Receiver<World>,
     /// Since when objects of the cluster cannot be read.
-    pub unread_since: watch::Receiver<Option<SystemTime>>,
+    pub unread_since: watch::Receiver<Option<Instant>>,
     pub recent: Recent,
 }
 
@@ -56,7 +56,7 @@ const NEIGHBOURS: &str = "kube_router_bgp_peer_info";
 pub async fn run(facts: Facts, sources: Sources, mut questions: mpsc::Receiver<Question>) {
     while let Some(question) = questions.recv().await {
         let (facts, sources) = (facts.clone(), sources.clone());
-        let work = tokio::task::spawn_blocking(move || answer(&facts, &sources, Instant::now(), SystemTime::now()));
+        let work = tokio::task::spawn_blocking(move || answer(&facts, &sources, Instant::now()));
         match work.await {
             // Who asked may have gone away.
             Ok(answer) => drop(question.answer.send(answer)),
@@ -65,7 +65,7 @@ pub async fn run(facts: Facts, sources: Sources, mut questions: mpsc::Receiver<Q
     }
 }
 
-fn answer(facts: &Facts, sources: &Sources, now: Instant, time: SystemTime) -> Answer {
+fn answer(facts: &Facts, sources: &Sources, now: Instant) -> Answer {
     let Sources { health, registry, world, unread_since, recent } = sources;
     let series = registry.series(&metrics());
     let components = health.components_at(now).into_iter().map(|state| Component {
@@ -88,7 +88,7 @@ fn answer(facts: &Facts, sources: &Sources, now: Instant, time: SystemTime) -> A
         packet_filter: facts.packet_filter.clone(),
         cluster: facts.cluster.clone(),
         known,
-        unread_seconds: unread_since.map(|since| time.duration_since(since).unwrap_or_default().as_secs()),
+        unread_seconds: unread_since.map(|since| now.saturating_duration_since(since).as_secs()),
         ready: health.unready(now).is_empty(),
         components: components.collect(),
         neighbours: neighbours(&series),
@@ -161,9 +161,8 @@ mod tests {
         let (world_out, world) = watch::channel(World::empty());
         let (unread, unread_since) = watch::channel(None);
         let sources = Sources { health: health.clone(), registry, world, unread_since, recent: Recent::default() };
-        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let asked = |now| {
-            let text = answer(&facts, &sources, now, time).expect("there is an answer");
+            let text = answer(&facts, &sources, now).expect("there is an answer");
             Status::parse(&text).expect("its own form")
         };
         let status = asked(now + Duration::from_secs(5));
@@ -181,9 +180,9 @@ mod tests {
         proxy.ready(true);
         proxy.synced(now);
         world_out.send_modify(|world| world.authority.proxy = Authority::Complete);
-        unread.send_replace(Some(time - Duration::from_secs(90)));
+        unread.send_replace(Some(now));
         let status = asked(now + Duration::from_secs(7));
         assert_eq!((status.ready, status.components[0].synced_seconds), (true, Some(7)));
-        assert_eq!((status.known[0].cluster.as_str(), status.unread_seconds), ("complete", Some(90)));
+        assert_eq!((status.known[0].cluster.as_str(), status.unread_seconds), ("complete", Some(7)));
     }
 }

@@ -57,32 +57,39 @@ impl Archive {
     /// # Errors
     /// The file cannot be made, or its name is that of something else than a regular file.
     pub fn create(path: &Path) -> anyhow::Result<Archive> {
-        let (out, file, place): (Box<dyn Write>, _, _) = if path == Path::new("-") {
-            (Box::new(io::stdout()), None, Place::StandardOutput)
-        } else {
-            let cannot = || format!("{} cannot be written", path.display());
-            // Whoever renames replaces a name, also that of a device or a link.
-            if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
-                let why = "it is there and no regular file; - is standard output";
-                return Err(anyhow::anyhow!(why)).with_context(cannot);
+        if path == Path::new("-") {
+            return Ok(Archive::as_it_comes(Box::new(io::stdout())));
+        }
+        let cannot = || format!("{} cannot be written", path.display());
+        // Whoever renames replaces a name, also that of a device or a link.
+        if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+            let why = "it is there and no regular file; - is standard output";
+            return Err(anyhow::anyhow!(why)).with_context(cannot);
+        }
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".{}.new", std::process::id()));
+        let aside = PathBuf::from(aside);
+        let (file, has_name) = match unnamed(path) {
+            Ok(file) => (file, false),
+            // This one stays where its writer is killed.
+            Err(_) => {
+                let named = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
+                (named.with_context(cannot)?, true)
             }
-            let mut aside = path.as_os_str().to_owned();
-            aside.push(format!(".{}.new", std::process::id()));
-            let aside = PathBuf::from(aside);
-            let (file, has_name) = match unnamed(path) {
-                Ok(file) => (file, false),
-                // This one stays where its writer is killed.
-                Err(_) => {
-                    let named = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
-                    (named.with_context(cannot)?, true)
-                }
-            };
-            let place = Place::File { aside: Aside(aside), has_name, name: path.to_owned() };
-            (Box::new(file.try_clone().with_context(cannot)?), Some(file), place)
         };
+        let place = Place::File { aside: Aside(aside), has_name, name: path.to_owned() };
+        let out = Box::new(file.try_clone().with_context(cannot)?);
+        Ok(Archive::begun(Counted { out, file: Some(file), bytes: 0 }, place))
+    }
+
+    /// Begins an archive for standard output, or whoever takes it in its place.
+    pub fn as_it_comes(out: Box<dyn Write>) -> Archive {
+        Archive::begun(Counted { out, file: None, bytes: 0 }, Place::StandardOutput)
+    }
+
+    fn begun(out: Counted, place: Place) -> Archive {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let tar = tar::Builder::new(BufWriter::with_capacity(256 << 10, Counted { out, file, bytes: 0 }));
-        Ok(Archive { tar, place, time })
+        Archive { tar: tar::Builder::new(BufWriter::with_capacity(256 << 10, out)), place, time }
     }
 
     /// Adds a file below the directory of the bundle.

@@ -4,7 +4,7 @@
 
 use std::fmt::Display;
 use std::fs;
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use crate::kernel::file_system::is_of_container;
@@ -58,7 +58,7 @@ pub fn parts() -> Vec<Part> {
     let variables = VARIABLES.iter().filter_map(|name| Some(format!("{name}={}\n", std::env::var(name).ok()?)));
     parts.push(("environment.txt".to_owned(), Ok(variables.collect())));
     let cni = cni_directory();
-    parts.push(("cni-files.txt".to_owned(), Ok(cni_files(&cni, !is_of_container(&cni)))));
+    parts.push(("cni-files.txt".to_owned(), cni_files(&cni, !is_of_container(&cni))));
     parts.push((
         "links.txt".to_owned(),
         link::all().map(|all| lines(all.iter().map(|it| format!("{it:?}")))).map_err(text),
@@ -78,18 +78,26 @@ fn cni_directory() -> PathBuf {
     file.as_deref().and_then(|file| Path::new(file).parent()).unwrap_or(Path::new(CNI)).to_owned()
 }
 
-/// The names of the CNI files in a directory; one sentence where it is not the host's, which is no failure: an agent without a router needs no such directory.
-fn cni_files(directory: &Path, is_hosts: bool) -> String {
-    match is_hosts {
-        true => names_in(directory),
-        false => format!("the host's {} is not mounted\n", directory.display()),
+/// The names of the CNI files in a directory; one sentence where it is not the host's, or where there is none, which is no failure: an agent without a router needs
+/// no such directory.
+///
+/// # Errors
+/// It is there and cannot be read.
+fn cni_files(directory: &Path, is_hosts: bool) -> Result<String, String> {
+    if !is_hosts {
+        return Ok(format!("the host's {} is not mounted\n", directory.display()));
+    }
+    match names_in(directory) {
+        Ok(names) => Ok(names),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(format!("there is no {}\n", directory.display())),
+        Err(error) => Err(format!("{}: {error}", directory.display())),
     }
 }
 
 /// The part that a file becomes; none where the kernel has no such file.
 fn part_of_file(name: &str, path: &str) -> Option<Part> {
     let file = match fs::File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
         Err(error) => return Some((format!("{name}.txt"), Err(format!("{path}: {error}")))),
         Ok(file) => file,
     };
@@ -98,15 +106,11 @@ fn part_of_file(name: &str, path: &str) -> Option<Part> {
     Some((format!("{name}.txt"), read.map(|_| String::from_utf8_lossy(&bytes).into_owned())))
 }
 
-fn names_in(directory: &Path) -> String {
-    let mut names: Vec<String> = fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
+fn names_in(directory: &Path) -> io::Result<String> {
+    let name = |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names = fs::read_dir(directory)?.map(name).collect::<io::Result<Vec<String>>>()?;
     names.sort();
-    lines(names.iter())
+    Ok(lines(names.iter()))
 }
 
 fn lines<T: Display>(all: impl ExactSizeIterator<Item = T>) -> String {
@@ -130,10 +134,18 @@ mod tests {
     fn a_directory_of_cni_files_that_is_the_images_is_said_to_be_no_hosts() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("10-other.conflist"), "{}").expect("writable");
-        assert_eq!(cni_files(directory.path(), true), "10-other.conflist\n");
-        assert_eq!(
-            cni_files(directory.path(), false),
-            format!("the host's {} is not mounted\n", directory.path().display())
-        );
+        assert_eq!(cni_files(directory.path(), true), Ok("10-other.conflist\n".to_owned()));
+        let not_mounted = format!("the host's {} is not mounted\n", directory.path().display());
+        assert_eq!(cni_files(directory.path(), false), Ok(not_mounted));
+    }
+
+    #[test]
+    fn a_directory_of_cni_files_that_cannot_be_read_is_not_an_empty_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let absent = directory.path().join("net.d");
+        assert_eq!(cni_files(&absent, true), Ok(format!("there is no {}\n", absent.display())));
+        fs::write(&absent, "a file where a directory should be").expect("writable");
+        let why = cni_files(&absent, true).expect_err("it cannot be listed");
+        assert!(why.starts_with(&format!("{}: ", absent.display())), "{why}");
     }
 }

@@ -1,6 +1,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
@@ -96,6 +97,85 @@ async fn what_cannot_be_had_is_named_and_keeps_nothing_else_out() {
     assert_eq!(part("cluster"), Some(json!({"part": "cluster", "state": "failed", "why": "too busy"})));
     assert_eq!(part("audit/router.json").expect("it is named")["state"], "absent");
     assert_eq!(part("config.txt"), Some(json!({"part": "config.txt", "state": "written", "bytes": 10})));
+}
+
+/// The questions that a program was asked, in their order, and when.
+type Asked = Arc<Mutex<Vec<(&'static str, Instant)>>>;
+
+/// A program that answers every question, on this socket; that for all Services only when it is asked again.
+fn recording(socket: &Path) -> Asked {
+    let (ask, mut questions) = mpsc::channel::<Question>(1);
+    let mut paths = vec![CONFIG, HOST, LOG, METRICS, PREFLIGHT, CLUSTER, "/svc", "/bgp/peers", "/bgp/routes"];
+    paths.push("/policy/drops");
+    paths.extend(SUBSYSTEMS.map(|(_, path)| path));
+    let answerers: Answerers = paths.into_iter().map(|path| (path, ask.clone())).collect();
+    tokio::spawn(local::serve(local::bind(socket).expect("the socket is made"), answerers, 8));
+    let asked = Asked::default();
+    let record = asked.clone();
+    tokio::spawn(async move {
+        while let Some(Question { path, answer, .. }) = questions.recv().await {
+            let mut asked = record.lock().expect("nobody panics with it");
+            let is_first = asked.iter().all(|(earlier, _)| *earlier != path);
+            asked.push((path, Instant::now()));
+            let answered = match path {
+                "/svc" if is_first => Err(format!("somebody else asks{ASK_AGAIN}")),
+                "/svc" => Ok("SERVICE\n".to_owned()),
+                CLUSTER => Ok(format!("{}\n", json!({"world": 7, "node": "n", "kinds": [], "complete": true}))),
+                _ => Ok(json!({ "next": 5 }).to_string()),
+            };
+            // Who asked may have gone away.
+            let _ = answer.send(answered);
+        }
+    });
+    asked
+}
+
+#[tokio::test]
+async fn what_no_report_can_do_without_is_asked_first_refused_packets_at_one_go_and_the_cluster_last() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (socket, file) = (directory.path().join("sluice.sock"), directory.path().join("b.tar"));
+    let asked = recording(&socket);
+    make(Some(&file), &socket).await.expect("it can be written");
+    let asked = asked.lock().expect("nobody panics with it").clone();
+    let paths: Vec<&str> = asked.iter().map(|(path, _)| *path).collect();
+    let place = |path: &str| paths.iter().position(|it| *it == path).expect("it is asked");
+    assert_eq!(paths[..2], [CONFIG, LOG]);
+    let drops = place("/policy/drops");
+    assert_eq!((paths[drops + 1], paths.iter().filter(|path| **path == "/policy/drops").count()), (paths[drops], 2));
+    assert!(asked[drops + 1].1 - asked[drops].1 < Duration::from_secs(5), "the program reads them still");
+    let cluster = place(CLUSTER);
+    assert!(cluster > drops && paths[cluster..].iter().all(|path| *path == CLUSTER), "{paths:?}");
+    let last = SUBSYSTEMS.map(|(_, path)| place(path)).into_iter().max().expect("there are some");
+    assert!(last < place(PREFLIGHT) && place(PREFLIGHT) < place("/svc"), "{paths:?}");
+    let files = files(&file);
+    let services = files.iter().find(|(name, _)| name == "services.txt").map(|(_, text)| text.as_str());
+    assert_eq!(services, Some("SERVICE\n"), "it was asked for once more");
+    assert_eq!(files.get(files.len() - 2).map(|(name, _)| name.as_str()), Some("cluster/complete.json"));
+}
+
+/// An output that takes its time.
+struct Slow;
+
+impl std::io::Write for Slow {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        std::thread::sleep(Duration::from_millis(50));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_time_that_the_output_takes_does_not_count_against_the_program() {
+    let until = Instant::now();
+    let agent = Agent { socket: Path::new("/nowhere"), until, is_stuck: false };
+    let archive = Archive::as_it_comes(Box::new(Slow));
+    let mut bundle = Bundle { archive, parts: Vec::new(), agent };
+    // More than is kept back for one write.
+    bundle.put("log.txt", Ok("x".repeat(1 << 20))).expect("it is taken");
+    assert!(bundle.agent.until >= until + Duration::from_millis(50));
 }
 
 #[tokio::test(start_paused = true)]

@@ -304,6 +304,11 @@ fn the_cluster_comes_from_the_api_or_from_files() {
         let sentence = format!("--master must be a URL like https://192.0.2.10:6443; it is {typed:?}.");
         check_mistakes(&[&format!("--master={typed}")], &[&sentence]);
     }
+    // Nothing of a name and a password.
+    for typed in ["ftp://wizard:secret-word@192.0.2.10", "https//wizard:secret-word@192.0.2.10"] {
+        let sentence = "--master must be a URL like https://192.0.2.10:6443; it is \"192.0.2.10\".";
+        check_mistakes(&[&format!("--master={typed}")], &[sentence]);
+    }
     check_mistakes(
         &["--manifests=d", "--kubeconfig=k", "--master=m"],
         &[

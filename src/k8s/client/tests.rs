@@ -91,6 +91,43 @@ fn a_server_that_cannot_be_read_is_named_without_the_credentials_ahead_of_it() {
     assert!(["admin", "pass", "ord@"].iter().all(|secret| !error.contains(secret)), "{error}");
 }
 
+#[tokio::test]
+async fn a_server_without_a_scheme_gets_one_and_is_asked_without_a_panic() {
+    let (directory, mut access) = kubeconfig("{token: secret}");
+    let path = directory.path().join("config");
+    let text = std::fs::read_to_string(&path).expect("readable");
+    for (server, more, user, expected) in [
+        ("192.0.2.10:6443", ", insecure-skip-tls-verify: true", "{}", Ok("https://192.0.2.10:6443/")),
+        ("[2001:db8::1]:6443", "", "{token: secret}", Ok("https://[2001:db8::1]:6443/")),
+        ("192.0.2.10:6443", "", "{client-certificate: node.crt, client-key: node.key}", Ok("https://192.0.2.10:6443/")),
+        ("127.0.0.1:8080/prefix", "", "{}", Ok("http://127.0.0.1:8080/prefix")),
+        ("ftp://192.0.2.10", "", "{}", Err("the server \"ftp://192.0.2.10\" of its cluster: its scheme is neither")),
+    ] {
+        let cluster = format!("server: '{server}'{more}");
+        let text = text.replace("server: 'https://192.0.2.10:6443', insecure-skip-tls-verify: true", &cluster);
+        std::fs::write(&path, text.replace("{token: secret}", user)).expect("writable");
+        match (made_of(&access, Path::new(NOWHERE)), expected) {
+            (Ok(config), Ok(expected)) => assert_eq!(config.cluster_url, expected),
+            (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+            (made, _) => panic!("{server}: {:?}", made.map(|config| config.cluster_url)),
+        }
+    }
+    std::fs::write(&path, &text).expect("writable");
+    access.master = Some("192.0.2.11:6443".parse().expect("an authority is a URL to the library"));
+    let overridden = made_of(&access, Path::new(NOWHERE)).expect("the kubeconfig is sound");
+    assert_eq!(overridden.cluster_url, "https://192.0.2.11:6443/");
+    access.master = Some("ftp://u:secret@192.0.2.11".parse().expect("a URL"));
+    let refused = made_of(&access, Path::new(NOWHERE)).map(drop).expect_err("nobody asks so").to_string();
+    assert!(refused.starts_with("--master 192.0.2.11/: its scheme") && !refused.contains("secret"), "{refused}");
+
+    // As for kubectl proxy: nothing listens, and that is all that is wrong.
+    let alone = Access { kubeconfig: None, master: Some("127.0.0.1:1".parse().expect("an authority")) };
+    let plain = made_of(&alone, Path::new(NOWHERE)).expect("nothing is needed");
+    assert_eq!(plain.cluster_url, "http://127.0.0.1:1/");
+    let asked = client(&alone).await.expect("nothing is needed").current().await.apiserver_version().await;
+    assert!(asked.is_err());
+}
+
 #[test]
 fn a_kubeconfig_that_is_missing_or_makes_no_sense_is_named() {
     let access = Access { kubeconfig: Some("/nonexistent/config".into()), master: None };

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::directory::{Directory, Look, Reading, Seen};
-use super::document::{Format, Head, Piece, documents};
+use super::document::{Format, Head, Piece, documents, is_odd};
 use super::{BURST, IDLE, LOOK_THROUGH, PAUSE, RETRY};
 use crate::k8s::parse::address_pools::{ConfigMapObject, POOLS, address_pools};
 use crate::k8s::parse::balanced_service::{BalancedServiceObject, balanced_service};
@@ -193,7 +193,7 @@ impl Found {
             (Some("v1"), Some("Service")) => {
                 let (name, service) = balanced_service(&piece.read::<BalancedServiceObject>().map_err(|_| Unreadable)?);
                 let (_, served, _) = service::service(&piece.read::<ServiceObject>().map_err(|_| Unreadable)?);
-                if name.name.is_empty() {
+                if name.name.is_empty() || is_odd(&name.namespace, &name.name) {
                     return Err(Unreadable);
                 }
                 if served.is_some() {
@@ -317,6 +317,7 @@ mod tests {
         assert_eq!(read(&(service("a", "") + odd)), (all(&["a", "odd"]), true), "as the source reads them");
         assert_eq!(read(&(service("a", "") + wrong + &service("b", ""))), (all(&["a", "b"]), false));
         assert_eq!(read(&(service("a", "") + nameless)), (all(&["a"]), false));
+        assert_eq!(read(&(service("a", "") + &service("\"web\\e[2J\"", ""))), (all(&["a"]), false));
         // The source cannot read it for a field that the allocator has no use for, and leaves out what has no cluster IP.
         let refused = service("b", ", sessionAffinityConfig: 7");
         assert_eq!(read(&(service("a", "") + &refused)), (all(&["a"]), false));

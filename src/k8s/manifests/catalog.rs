@@ -22,7 +22,7 @@ use foldhash::quality::FixedState;
 
 use self::kept::Kept;
 use self::places::Places;
-use super::document::{Content, Document, Format, Reader, Remark, documents, newlines};
+use super::document::{Content, Document, Format, MOST_REMARKS, Reader, Remark, documents, newlines};
 use crate::k8s::{Kind, Object, ObjectId, Warning};
 
 /// The files and the objects in them.
@@ -40,7 +40,10 @@ pub struct Catalog {
 #[derive(Default, Debug)]
 pub struct FileChanges {
     pub objects: Vec<Found>,
+    /// The first ones.
     pub remarks: Vec<ManifestRemark>,
+    /// Number of all others.
+    pub untold: usize,
 }
 
 /// A message for a person about one file.
@@ -58,6 +61,9 @@ pub enum ManifestRemark {
 
 /// An object as it stands in a file, and its warnings.
 type Found = (Object, Vec<Warning>);
+
+/// Most documents of a file with faults whose content is kept, so that they need not be parsed again.
+const MOST_FAULTY: usize = 1000;
 
 /// One file. There may be as many of them as objects, and most have no faults.
 #[derive(Default)]
@@ -81,9 +87,11 @@ struct Before<'a> {
 /// Exceptional state of a file.
 #[derive(Clone, PartialEq, Default)]
 struct Faults {
-    /// Documents with content other than objects.
+    /// Documents with content other than objects, as far as there are not too many.
     others: BTreeMap<NonZeroU64, Content>,
+    /// The first places, and the number of others.
     broken: Vec<(usize, String)>,
+    more_broken: usize,
     /// Objects of which only the first counts.
     twice: BTreeSet<ObjectId>,
     /// Something is broken, and was already when the file was first seen.
@@ -116,7 +124,7 @@ impl Catalog {
         let mut faults = file.faults.take().map(|faults| *faults).unwrap_or_default();
         let broken = vec![(line, why.to_owned())];
         changed.note_broken(&faults.broken, &broken);
-        faults.broken = broken;
+        (faults.broken, faults.more_broken) = (broken, 0);
         file.faults = Some(Box::new(faults));
         self.keep(name, file);
         changed
@@ -171,18 +179,20 @@ impl Catalog {
             let hash = hash(document.text);
             let content = old.content(&known, hash).unwrap_or_else(|| {
                 let content = document.content(&mut self.reader);
-                changed.remarks.extend(content.skipped.iter().map(|remark| ManifestRemark::Skipped {
-                    line: document.line + remark.line,
-                    text: remark.text.clone(),
-                }));
+                for Remark { line, text } in &content.skipped {
+                    changed.note(|| ManifestRemark::Skipped { line: document.line + line, text: text.clone() });
+                }
+                changed.untold += content.untold;
                 content
             });
             reading.add(document, content, hash);
         }
         let file = reading.file(&old);
         changed.note_broken(&old.faults().broken, &file.faults().broken);
-        let twice = file.faults().twice.difference(&old.faults().twice).cloned();
-        changed.remarks.extend(twice.map(|object| ManifestRemark::Twice { object, counts: name.clone() }));
+        changed.untold += file.faults().more_broken.saturating_sub(old.faults().more_broken);
+        for object in file.faults().twice.difference(&old.faults().twice) {
+            changed.note(|| ManifestRemark::Twice { object: object.clone(), counts: name.clone() });
+        }
         self.keep(name.clone(), file);
         self.settle(&name, &old, &mut changed);
         changed
@@ -213,7 +223,7 @@ impl Catalog {
             return;
         };
         if now.is_some() && was.is_none() && rival.is_some() {
-            changed.remarks.push(ManifestRemark::Twice { object: id.clone(), counts: winner.clone() });
+            changed.note(|| ManifestRemark::Twice { object: id.clone(), counts: winner.clone() });
         }
         let same = counted(was) == Some(winner) && (winner != name || says_the_same(was, now));
         let kept = self.files.get(winner).and_then(|file| file.kept(&id));
@@ -228,8 +238,13 @@ impl File {
     }
 
     fn faults(&self) -> &Faults {
-        static NOTHING: Faults =
-            Faults { others: BTreeMap::new(), broken: Vec::new(), twice: BTreeSet::new(), unknown: false };
+        static NOTHING: Faults = Faults {
+            others: BTreeMap::new(),
+            broken: Vec::new(),
+            more_broken: 0,
+            twice: BTreeSet::new(),
+            unknown: false,
+        };
         self.faults.as_deref().unwrap_or(&NOTHING)
     }
 
@@ -279,8 +294,10 @@ impl Reading {
         let kept = |found: &Found| Kept::of(found.clone(), is_plain.then_some(hash));
         self.objects.extend(content.objects.iter().map(kept));
         let broken = content.broken.iter().map(|Remark { line, text }| (document.line + line, text.clone()));
-        self.faults.broken.extend(broken);
-        if !is_plain {
+        let left = MOST_REMARKS.saturating_sub(self.faults.broken.len());
+        self.faults.more_broken += content.broken.len().saturating_sub(left);
+        self.faults.broken.extend(broken.take(left));
+        if !is_plain && self.faults.others.len() < MOST_FAULTY {
             self.faults.others.insert(hash, content);
         }
     }
@@ -347,6 +364,16 @@ fn says_the_same(one: Option<&Kept>, other: Option<&Kept>) -> bool {
 }
 
 impl FileChanges {
+    /// Adds a remark, or counts it where there are many.
+    fn note(&mut self, remark: impl FnOnce() -> ManifestRemark) {
+        if self.remarks.len() < MOST_REMARKS {
+            self.remarks.push(remark());
+        } else {
+            self.untold += 1;
+        }
+    }
+
+    /// Adds what is broken, and that nothing is any more, however many other remarks there are.
     fn note_broken(&mut self, before: &[(usize, String)], now: &[(usize, String)]) {
         if now.is_empty() && !before.is_empty() {
             self.remarks.push(ManifestRemark::Mended);

@@ -4,14 +4,14 @@
 //! between values in JSON. So one document that does not parse leaves its neighbours alone, and a document
 //! whose text did not change need not be parsed again.
 //!
-//! Aliases of YAML are followed up to a bound, so a small file cannot grow into a large one in memory.
+//! Aliases of YAML are followed up to a bound, and documents, items and remarks have one, so a small file cannot grow into a large one in memory.
 
 mod division;
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_saphyr::with_deserializer_from_str_with_options;
@@ -21,9 +21,10 @@ use crate::k8s::parse::{
     pod_object, service_cidr_object, service_object,
 };
 use crate::k8s::{Kind, Object, Warning};
+use crate::observe::printable::shortened;
 
 pub(super) use self::division::newlines;
-pub use self::division::{Document, Format, documents};
+pub use self::division::{Document, Format, MOST_DOCUMENTS, documents};
 
 /// State for reading all documents.
 #[derive(Debug)]
@@ -41,7 +42,13 @@ pub struct Content {
     pub broken: Vec<Remark>,
     /// Parts that were read and skipped, for a reason worth a log message.
     pub skipped: Vec<Remark>,
+    /// Number of further parts of either sort: of each the first [`MOST_REMARKS`] are told.
+    pub untold: usize,
 }
+
+/// Number of remarks about one text that are worth reading, and characters of one.
+pub const MOST_REMARKS: usize = 20;
+const LONGEST_REMARK: usize = 500;
 
 /// A line of a document, counted from 0 within it, and a message about it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -57,7 +64,7 @@ impl Document<'_> {
         if let Err(remark) = self.pieces(&mut |piece, head| content.add(piece, head, reader)) {
             // The items that the broken text stands for cannot be known.
             content.objects.clear();
-            content.broken.push(remark);
+            content.breaks(remark);
         }
         content
     }
@@ -68,6 +75,10 @@ impl Document<'_> {
     /// The document cannot be parsed: where, and why. Some items may have come before.
     pub fn pieces(&self, each: &mut dyn FnMut(&Piece<'_>, &Head)) -> Result<(), Remark> {
         let whole = Piece::Whole(self);
+        if self.is_rest {
+            let text = format!("more than {MOST_DOCUMENTS} documents stand in the file; none from here on is read");
+            return Err(whole.remark(text));
+        }
         let head = scanned_head(self).map_or_else(|| whole.read::<Head>(), Ok)?;
         let Some(of_kind) = head.kind.as_deref().unwrap_or_default().strip_suffix("List") else {
             each(&whole, &head);
@@ -94,24 +105,56 @@ impl Default for Reader {
 impl Content {
     fn add(&mut self, piece: &Piece<'_>, head: &Head, reader: &mut Reader) {
         let Some(name) = head.kind.as_deref() else {
-            self.skipped.push(piece.remark("no `kind`, so it is not an object of Kubernetes"));
+            self.skips(piece.remark("no `kind`, so it is not an object of Kubernetes"));
             return;
         };
         let Some(kind) = Kind::from_name(name).filter(|kind| reader.kinds.contains(kind)) else { return };
         let version = head.api_version.as_deref().unwrap_or_default();
         if !kind.is_read_as(version) {
             let text = format!("a {kind} of apiVersion {version:?} is not read, only of {:?}", kind.api_version());
-            self.skipped.push(piece.remark(text));
+            self.skips(piece.remark(text));
             return;
         }
         match object(kind, piece, &mut reader.pool) {
-            Ok((object, _)) if object.id().name.name.is_empty() => {
-                self.broken.push(piece.remark(format!("a {kind} without metadata.name")));
-            }
-            Ok(found) => self.objects.push(found),
-            Err(remark) => self.broken.push(remark),
+            Ok(found) => match bad_name(&found.0) {
+                Some(text) => self.breaks(piece.remark(text)),
+                None => self.objects.push(found),
+            },
+            Err(remark) => self.breaks(remark),
         }
     }
+
+    fn breaks(&mut self, remark: Remark) {
+        self.untold += untold(&mut self.broken, remark);
+    }
+
+    fn skips(&mut self, remark: Remark) {
+        self.untold += untold(&mut self.skipped, remark);
+    }
+}
+
+/// Adds a remark to others; returns how many have no place there.
+fn untold(remarks: &mut Vec<Remark>, remark: Remark) -> usize {
+    if remarks.len() == MOST_REMARKS {
+        return 1;
+    }
+    // It may quote what stands in the file.
+    remarks.push(Remark { text: shortened(&remark.text, LONGEST_REMARK), ..remark });
+    0
+}
+
+/// Returns why no object can have its name. No API server has checked it, and terminals obey control characters.
+fn bad_name(object: &Object) -> Option<String> {
+    let (kind, namespace, name) = object.key();
+    if name.is_empty() {
+        return Some(format!("a {kind} without metadata.name"));
+    }
+    is_odd(namespace, name).then(|| format!("a {kind} with control characters in its name, {namespace:?}/{name:?}"))
+}
+
+/// Returns whether a name has what none of the API has.
+pub(super) fn is_odd(namespace: &str, name: &str) -> bool {
+    namespace.chars().chain(name.chars()).any(char::is_control)
 }
 
 /// Input for decoding objects: a whole document, or one item of a list in it.
@@ -219,6 +262,9 @@ impl<'de> Visitor<'de> for Items<'_> {
         let word = |item: &Value, key: &str| item.get(key).and_then(|text| text.as_str()).map(str::to_owned);
         let mut index = 0;
         while let Some(item) = items.next_element::<Value>()? {
+            if index == MOST_DOCUMENTS {
+                return Err(A::Error::custom(format_args!("a list of more than {MOST_DOCUMENTS} items")));
+            }
             let mut head = Head { api_version: word(&item, "apiVersion"), kind: word(&item, "kind") };
             if let (None, Some(kind)) = (&head.kind, Kind::from_name(self.of_kind)) {
                 head.kind = Some(kind.name().to_owned());
@@ -365,6 +411,38 @@ mod tests {
         assert_eq!((values.broken.len(), values.skipped.len()), (0, 1));
         let nameless = content("apiVersion: v1\nkind: Service\nmetadata: {}\n");
         assert_eq!((nameless.broken.len(), nameless.skipped.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_name_with_control_characters_is_nobodys() {
+        for (namespace, name) in [("shop", "web\\u001b[2J"), ("shop\\u009b", "web"), ("shop", "web\\n")] {
+            let text = format!(
+                "{{\"apiVersion\": \"v1\", \"kind\": \"Service\", \"metadata\": {{\"name\": \"{name}\", \"namespace\": \"{namespace}\"}}}}"
+            );
+            let (_, content) = all(Format::Json, &text).remove(0);
+            assert_eq!((content.objects.len(), content.broken.len()), (0, 1), "{text}");
+            assert!(!content.broken[0].text.contains(char::is_control), "{:?}", content.broken);
+        }
+    }
+
+    #[test]
+    fn of_many_parts_that_cannot_be_read_some_are_told_and_the_others_counted() {
+        let items = "{},{\"kind\": \"Service\", \"apiVersion\": \"v1\"},".repeat(MOST_REMARKS + 5);
+        let list = format!("{{\"kind\": \"List\", \"apiVersion\": \"v1\", \"items\": [{items}{{}}]}}");
+        let (_, content) = all(Format::Json, &list).remove(0);
+        assert_eq!((content.broken.len(), content.skipped.len(), content.untold), (MOST_REMARKS, MOST_REMARKS, 11));
+        let long = format!("apiVersion: {}\nkind: Service\n", "v".repeat(10 * LONGEST_REMARK));
+        let (_, content) = all(Format::Yaml, &long).remove(0);
+        assert_eq!(content.skipped[0].text.chars().count(), LONGEST_REMARK + 1);
+    }
+
+    #[test]
+    fn what_is_left_of_a_file_of_too_many_documents_is_broken() {
+        let text = SERVICE.repeat(2);
+        let rest = Document { format: Format::Yaml, line: 7, text: &text, named: None, is_rest: true };
+        let content = rest.content(&mut Reader::default());
+        assert_eq!((content.objects.len(), content.broken.len()), (0, 1));
+        assert!(content.broken[0].text.contains("none from here on is read"), "{:?}", content.broken);
     }
 
     #[test]

@@ -226,6 +226,10 @@ impl Source {
                 }
             }
         }
+        if changed.untold > 0 {
+            let (file, more) = (self.path.join(file), changed.untold);
+            warn!(file = %file.display(), more, "Further documents of the file cannot be read, are ignored or stand twice");
+        }
         // A Service and its endpoints, both changed, would not fit each other in between.
         let belong_together = objects > 1;
         if belong_together {

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::{ObjectName, ServiceProblems};
 use crate::observe::health::Health;
-use crate::observe::local::{self, AnswerFormat};
+use crate::observe::local::{self, ASK_AGAIN, AnswerFormat};
 
 use super::super::apply::{Kernel, Mirrors, Refused};
 use super::super::desired::Desired;
@@ -59,7 +59,7 @@ impl Formatting {
         let asked = Question::parse(word);
         let is_busy = self.0.load(Ordering::Relaxed);
         let explained = match asked {
-            Ok(Question::All) if is_busy => Err(BUSY.to_owned()),
+            Ok(Question::All) if is_busy => Err(format!("{BUSY}{ASK_AGAIN}")),
             Ok(asked) => match explained(&asked, sources, mirrors) {
                 Ok(explanation) => Ok((explanation, asked)),
                 Err(why) => Err(why.to_string()),
@@ -104,7 +104,7 @@ impl Formatting {
 }
 
 /// Why there is no answer at this moment.
-const BUSY: &str = "an answer about all Services is being made for somebody else; ask again";
+const BUSY: &str = "an answer about all Services is being made for somebody else";
 
 /// Returns the Services that ask for an address, and whether it is a cluster IP that none has, for programs.
 ///

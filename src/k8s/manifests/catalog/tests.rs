@@ -95,6 +95,23 @@ fn a_file_that_cannot_be_read_keeps_what_it_said() {
 }
 
 #[test]
+fn of_many_remarks_about_a_file_some_are_told_and_the_others_counted_and_what_is_broken_is_among_them() {
+    let mut catalog = Catalog::default();
+    let skipped: String = (0..MOST_FAULTY + 100).map(|number| format!("{{\"number\": {number}}}\n")).collect();
+    let nameless = |number| format!("{{\"apiVersion\": \"v1\", \"kind\": \"Service\", \"number\": {number}}}\n");
+    let text = skipped + &(0..30).map(nameless).collect::<String>();
+    let changed = catalog.put("f.json", Format::Json, text.as_bytes());
+    assert_eq!((changed.remarks.len(), changed.untold), (2 * MOST_REMARKS, MOST_FAULTY + 100 + 30 - 2 * MOST_REMARKS));
+    let is_broken = |remark: &&ManifestRemark| matches!(remark, ManifestRemark::Broken { .. });
+    assert_eq!(changed.remarks.iter().filter(is_broken).count(), MOST_REMARKS);
+    let file = &catalog.files["f.json"];
+    assert_eq!((file.faults().others.len(), file.faults().broken.len()), (MOST_FAULTY, MOST_REMARKS));
+    // Those whose content is kept are not told again, and none that is broken.
+    let changed = catalog.put("f.json", Format::Json, text.as_bytes());
+    assert_eq!((changed.remarks.len(), changed.untold), (MOST_REMARKS, 100 - MOST_REMARKS));
+}
+
+#[test]
 fn of_two_places_the_first_counts_whatever_was_read_first() {
     let mut one = Catalog::default();
     put(&mut one, "a.yaml", &service("x", "10.96.0.1"));

@@ -22,6 +22,8 @@ pub struct Document<'a> {
     pub text: &'a str,
     /// Its version and kind, where dividing the file has found them.
     pub named: Option<Named<'a>>,
+    /// All that is left of a file of too many documents, undivided.
+    pub is_rest: bool,
 }
 
 /// The version and the kind of an object, as they stand in the text.
@@ -46,32 +48,45 @@ impl Format {
     }
 }
 
+/// Most documents of a file, and most items of a list. It is more than the objects of a cluster of 5,000 nodes; of a file with nothing but `{}` in it each byte
+/// would take tens in memory.
+pub const MOST_DOCUMENTS: usize = 500_000;
+
 /// Cuts a file into its documents. Empty documents are left out.
 pub fn documents(format: Format, text: &str) -> Vec<Document<'_>> {
+    documents_up_to(MOST_DOCUMENTS, format, text)
+}
+
+/// Cuts so many documents off a file; another one is all that is left.
+fn documents_up_to(most: usize, format: Format, text: &str) -> Vec<Document<'_>> {
     match format {
-        Format::Yaml => yaml_documents(text),
-        Format::Json => json_documents(text),
+        Format::Yaml => yaml_documents(most, text),
+        Format::Json => json_documents(most, text),
     }
 }
 
-fn yaml_documents(text: &str) -> Vec<Document<'_>> {
+fn yaml_documents(most: usize, text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
-    let mut add = |first: usize, text| {
+    let mut add = |first: usize, text, is_rest| {
         if !is_empty_yaml(text) {
-            documents.push(Document { format: Format::Yaml, line: first + 1, text, named: None });
+            documents.push(Document { format: Format::Yaml, line: first + 1, text, named: None, is_rest });
         }
+        documents.len()
     };
-    let (mut start, mut first, mut at) = (0, 0, 0);
+    let (mut start, mut first, mut at, mut count) = (0, 0, 0, 0);
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let marks_a_start =
             line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if marks_a_start {
-            add(first, text.get(start..at).unwrap_or_default());
+            count = add(first, text.get(start..at).unwrap_or_default(), false);
             (start, first) = (at, index);
+        }
+        if count == most {
+            break;
         }
         at += line.len();
     }
-    add(first, text.get(start..).unwrap_or_default());
+    add(first, text.get(start..).unwrap_or_default(), count == most);
     documents
 }
 
@@ -82,16 +97,18 @@ fn is_empty_yaml(text: &str) -> bool {
     })
 }
 
-fn json_documents(text: &str) -> Vec<Document<'_>> {
+fn json_documents(most: usize, text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let (mut rest, mut line) = (text, 1);
     while let Some((end, named)) = json_value(rest) {
+        let is_rest = documents.len() == most;
+        let end = if is_rest { rest.len() } else { end };
         let (piece, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
         let body = piece.trim_start();
         let blank = piece.len() - body.len();
         line += newlines(piece.get(..blank).unwrap_or_default());
         if !body.trim_end().is_empty() {
-            documents.push(Document { format: Format::Json, line, text: body, named });
+            documents.push(Document { format: Format::Json, line, text: body, named, is_rest });
         }
         line += newlines(body);
         rest = after;
@@ -141,6 +158,24 @@ mod tests {
         let text = "{\"a\": }\n{\"b\": 2}\n{\"c\": ";
         let found: Vec<(usize, &str)> = documents(Format::Json, text).iter().map(|d| (d.line, d.text)).collect();
         assert_eq!(found, [(1, "{\"a\": }"), (2, "{\"b\": 2}"), (3, "{\"c\": ")]);
+    }
+
+    #[test]
+    fn behind_the_most_documents_of_a_file_the_rest_is_one() {
+        let found = |format, text| -> Vec<(usize, String, bool)> {
+            let all = documents_up_to(2, format, text);
+            all.iter().map(|it| (it.line, it.text.to_owned(), it.is_rest)).collect()
+        };
+        let document = |line, text: &str, is_rest| (line, text.to_owned(), is_rest);
+        let both = [document(1, "{}", false), document(1, "{}", false)];
+        assert_eq!(found(Format::Json, "{}{} \n"), both);
+        let rest = [document(2, "{} {}\n[", true)];
+        assert_eq!(found(Format::Json, "{}{}\n{} {}\n["), [&both[..], &rest].concat());
+        let both = [document(1, "a: 1\n", false), document(2, "---\nb: 2\n", false)];
+        assert_eq!(found(Format::Yaml, "a: 1\n---\nb: 2\n"), both);
+        assert_eq!(found(Format::Yaml, "a: 1\n---\nb: 2\n---\n"), both);
+        let rest = [document(4, "---\nc: 3\n---\nd: 4\n", true)];
+        assert_eq!(found(Format::Yaml, "a: 1\n---\nb: 2\n---\nc: 3\n---\nd: 4\n"), [&both[..], &rest].concat());
     }
 
     #[test]
