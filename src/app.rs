@@ -15,7 +15,7 @@
 //! - `monitor`, which waits for notifications of the kernel.
 //!
 //! Start: listeners are bound first, because a mistake there must be known before anything is written; then
-//! the host's facts, the packet filter that subsystems use (a host without one is waited for), the World, its sources and the subsystems. A subsystem begins when the World says something. None of them
+//! the host's facts, the World, its sources, and, when it is known which packet filter they use (`app/packet_filter.rs`: a host without one is waited for), the subsystems. A subsystem begins when the World says something. None of them
 //! waits for another but for one case: the router's speaker waits for the service proxy's first sync, and not for long.
 //!
 //! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
@@ -123,6 +123,24 @@ pub fn run(config: Config, recent: Recent) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, recent: Recent, packet_filter: Deciding) -> anyhow::Result<()> {
+    // Whoever is killed at any step of a start leaves what its successor adopts, so a signal ends one at once.
+    let mut signals = Signals::new()?;
+    let Started { stop, world_task, running } = tokio::select! {
+        started = start(config, recent, packet_filter) => started?,
+        () = signals.end() => return Ok(()),
+    };
+    signals.end().await;
+    end(stop, world_task, running).await
+}
+
+/// All that runs.
+struct Started {
+    stop: watch::Sender<bool>,
+    world_task: tokio::task::JoinHandle<()>,
+    running: Vec<Running>,
+}
+
+async fn start(config: Config, recent: Recent, mut packet_filter: Deciding) -> anyhow::Result<Started> {
     let (config, started) = (pod_tunnels::with_tunnels(config), Instant::now());
     let (health, registry) = (Health::default(), Registry::new(VERSION, TOOLCHAIN));
     let main = listen(&config.observe, &health, &registry).await?;
@@ -130,9 +148,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: Deciding) -> anyho
 
     let (pod_ranges, changes) = start_monitor(&config).context("the kernel cannot be listened to")?;
     let host = with_awaited(&config, published_host(&config, &changes).await?, &health);
-    let mut signals = Signals::new()?;
-    // The cluster is read behind that: on a host without one it would be an old one when there is one.
-    let Some(config) = packet_filter.usable(config, &health, &mut signals).await? else { return Ok(()) };
+    packet_filter.awaited(&health).await?;
     let (world_out, world) = watch::channel(World::empty());
     let clocks = event_clocks();
     let [for_proxy, for_firewall, for_router, for_guard] = clocks.clone();
@@ -141,6 +157,8 @@ async fn serve(config: Config, recent: Recent, packet_filter: Deciding) -> anyho
     let pod_tunnels = pod_tunnels::settings(&config);
     let (told, report, oversized) = ToldToCluster::new(problems, world.clone());
     let (outages, messages, events) = start_source(&config, &registry, &health, told).await?;
+    // The cluster is read meanwhile. Where there is none that can be used, nothing was written yet.
+    let config = config.decided(packet_filter.decided().await?);
     let asked = QuestionContext::new(&config, started, recent, outages.unread_since());
     let (attaching, starting) = start_cni(&config, &registry, &health, guard, pods)?;
     let inputs = world::Inputs {
@@ -194,8 +212,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: Deciding) -> anyho
     asked.answer(&common, &mut answerers);
     answer_questions(config.socket.as_deref(), answerers);
     main.ready(true);
-    signals.end().await;
-    end(stop, world_task, running).await
+    Ok(Started { stop, world_task, running })
 }
 
 /// The firewall's channels, and the number of the last World that it has judged. Tunnels of the service proxy wait for that where both run.

@@ -36,7 +36,7 @@ use crate::observe::printable::printable;
 use crate::status::Status;
 use crate::status::serve::STATUS;
 
-/// How long parts are asked for, without the time that writing them takes; those that come behind are named and not asked for.
+/// How long parts are asked for, and the cluster behind them once more, without the time that writing them takes; what is left then is named and not asked for.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Most bytes of one part.
 const LARGEST: usize = 64 << 20;
@@ -180,6 +180,8 @@ impl Bundle<'_> {
         }
         let drops = self.agent.drops().await;
         self.put("policy-drops.json", drops)?;
+        // Whoever has it answers when no subsystem does, and they may have used up the time.
+        self.agent.until = Instant::now() + PATIENCE;
         self.put_cluster().await
     }
 

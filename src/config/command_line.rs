@@ -97,13 +97,13 @@ fn preflight(program: &str, all: &[OsString]) -> Result<Request, Refusal> {
     Ok(Request::Preflight { flags: Box::new(flags), verbosity, output })
 }
 
-/// The flag whose value is shown nowhere.
-const PASSWORDS: &str = "--peer-router-passwords";
+/// The flag whose value is shown nowhere, without its dashes, which somebody may have left out or an editor replaced.
+const PASSWORDS: &str = "peer-router-passwords";
 
 /// Names a word that belongs to no flag. Where passwords are given it may be one of them, written apart from the others, and what is said ends up in a log: its place
 /// is named then. `all` begins with the name of the program.
 fn stray(word: &str, all: &[OsString]) -> String {
-    let takes_passwords = |word: &OsString| word.to_str().and_then(|word| word.split('=').next()) == Some(PASSWORDS);
+    let takes_passwords = |word: &OsString| word.to_string_lossy().contains(PASSWORDS);
     if !all.iter().any(takes_passwords) {
         return format!("{word:?}");
     }
@@ -221,7 +221,7 @@ fn flag_mistake(error: &clap::Error) -> String {
         ErrorKind::ValueValidation => {
             let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
             // The sentence may end up in a log.
-            if name == PASSWORDS {
+            if name.contains(PASSWORDS) {
                 return format!("{name} cannot be read: {reason}.");
             }
             format!("{name} cannot be {value:?}: {reason}.")
@@ -250,6 +250,9 @@ mod tests {
             let text = refused(words);
             assert!(text.starts_with("Argument 3, of 4 characters, belongs to no flag"), "{text}");
             assert!(!text.contains("YmI") && !text.contains("YQ"), "{text}");
+        }
+        for word in ["peer-router-passwords=YQ==", "\u{2013}peer-router-passwords=YQ=="] {
+            assert!(!refused(&[word]).contains("YQ"), "{word}");
         }
         assert!(refused(&["--run-router", "false"]).starts_with("\"false\" belongs to no flag: "));
         assert!(refused(&["preflight", "now"]).starts_with("\"now\" belongs to no flag.\n"));

@@ -21,8 +21,8 @@ pub fn completed(typed: &str, is_secure: bool) -> Result<Uri, String> {
         return Err("it names no host".to_owned());
     }
     // As in `https//user:password@host`, whose host would be `https`.
-    if url.path().contains('@') {
-        return Err("there is an @ in its path".to_owned());
+    if !has_scheme(typed) && url.path().contains('@') {
+        return Err("there is an @ in its path, and no scheme".to_owned());
     }
     Ok(url)
 }
@@ -67,6 +67,7 @@ mod tests {
             ("api.example:6443/prefix", "https://api.example:6443/prefix"),
             ("HTTP://192.0.2.10", "http://192.0.2.10/"),
             ("http://127.0.0.1:8001/prefix", "http://127.0.0.1:8001/prefix"),
+            ("https://gateway.example/clusters/alice@corp", "https://gateway.example/clusters/alice@corp"),
         ] {
             assert_eq!(text(completed(typed, true)), Ok(expected.to_owned()), "{typed}");
         }

@@ -102,6 +102,8 @@ WRONG = [
     (["serviceClusterIPRanges={10.0.0.0/16,10.1.0.0/16,10.2.0.0/16}"], "serviceClusterIPRanges"),
     (["serviceExternalIPRanges={192.0.2.7}"], "serviceExternalIPRanges"),
     (["serviceExternalIPRanges={192.0.2.0/33}"], "serviceExternalIPRanges"),
+    (["serviceExternalIPRanges={2001:db8::/64}"], "ipv6 is false"),
+    (["loadBalancer.ranges={192.0.2.0/24}", "ipv4=false", "ipv6=true"], "ipv4 is false"),
     (["router.peers[0].address=router-1", "router.peers[0].asn=65001"], "router/peers/0/address"),
     (["router.peers[0].address=192.0.2.1"], "asn"),
     (["router.clusterASN=4294967296"], "router/clusterASN"),

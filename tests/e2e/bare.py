@@ -73,10 +73,10 @@ def no_ipvs(binary):
 
 
 def no_filter(binary):
-    """With the programs of iptables on a kernel with no packet filter nothing starts, one sentence of the log and of /readyz names modules and packages, a signal ends the agent, and it serves once modules can be loaded."""
+    """With the programs of iptables and ipset on a kernel with no packet filter nothing starts, one sentence of the log and of /readyz names modules and packages, a signal ends the agent, and it serves once modules can be loaded."""
     source = node()
     loads_again = nothing_loads()
-    words = ["packet filter: ", "iptables-nft-restore: ", "nft_masq", "xt_set", "kernel-modules-extra", "linux-modules-extra"]
+    words = ["packet filter: ", "nf_tables of this kernel lacks", "ipset: ", "nft_masq", "xt_set", "kernel-modules-extra", "linux-modules-extra"]
     agent = start(binary, source)
     own.wait(lambda: words[0] in readyz() or agent.poll() is not None, 60, 0.2)
     agent.terminate()

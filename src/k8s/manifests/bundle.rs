@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
 use super::catalog::FileChanges;
-use super::document::Format;
+use super::document::{Format, LONGEST_NAME};
 use super::{Closed, IDLE, Source};
 use crate::k8s::outage::Cause;
 use crate::k8s::{Event, Kind, Wanted};
@@ -234,7 +234,7 @@ impl Source {
             self.tell(Instant::now(), Event::Listed(kind))?;
         }
         self.hand_over()?;
-        let node = complete.map(|of| of.node).unwrap_or_default();
+        let node = complete.map(|of| shortened(&of.node, LONGEST_NAME)).unwrap_or_default();
         info!(path, node, complete = !unknown, files = self.catalog.files().count(), "Bundle read");
         while !self.out.is_closed() {
             std::thread::sleep(IDLE);
@@ -257,6 +257,8 @@ impl Source {
                 let Some(name) = name_of(&entry).filter(|name| name.starts_with(names::CLUSTER)) else {
                     return Ok(None);
                 };
+                // Behind it nothing of the cluster may come: what does, or cannot be read, is not in what was said to be all.
+                progress.complete = None;
                 progress.admits(entry.size())?;
                 Ok(Some((content(&mut entry)?, name)))
             });
@@ -386,6 +388,11 @@ mod tests {
         assert_eq!(read(&whole[..whole.len() - 2 * 512 - 1000]), (Some(false), 1, Vec::new()));
         let (is_partial, services, notes) = read(&whole[..5 * 512]);
         assert_eq!((is_partial, services, notes.len()), (Some(true), 1, 1), "{notes:?}");
+        let (early, two) = (archive(&[ABOUT, COMPLETE, ("cluster/service-00000000.json", &one)]), service("db"));
+        assert_eq!(read(&early), (Some(true), 1, Vec::new()), "its word was said before the end");
+        let broken = archive(&[ABOUT, COMPLETE, ("cluster/service-00000000.json", &two.repeat(20))]);
+        let (is_partial, _, notes) = read(&broken[..6 * 512]);
+        assert_eq!((is_partial, notes.len()), (Some(true), 1), "{notes:?}");
         let without = archive(&[ABOUT, ("cluster/service-00000000.json", &one)]);
         assert_eq!(read(&without), (Some(true), 1, Vec::new()), "it ends where a file does");
     }

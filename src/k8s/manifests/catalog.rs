@@ -176,7 +176,7 @@ impl Catalog {
         let known = old.documents();
         let mut reading = Reading::default();
         for document in documents {
-            let hash = hash(document.text);
+            let hash = hash(document);
             let content = old.content(&known, hash).unwrap_or_else(|| {
                 let content = document.content(&mut self.reader);
                 for Remark { line, text } in &content.skipped {
@@ -385,8 +385,10 @@ impl FileChanges {
 
 /// The hash by which a document is known again. Who writes manifests rules the node anyway, so nobody has to be kept from making two of equal hash, and a
 /// whole text is hashed in a fifth of the instructions that the library's usual hash takes.
-fn hash(text: &str) -> NonZeroU64 {
-    NonZeroU64::new(FixedState::default().hash_one(text)).unwrap_or(NonZeroU64::MIN)
+fn hash(document: &Document<'_>) -> NonZeroU64 {
+    let of_text = FixedState::default().hash_one(document.text);
+    // A text that is too much for its file is a document like others where others have gone.
+    NonZeroU64::new(of_text ^ u64::from(document.is_rest)).unwrap_or(NonZeroU64::MIN)
 }
 
 #[cfg(test)]

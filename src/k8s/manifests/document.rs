@@ -49,6 +49,8 @@ pub struct Content {
 /// Number of remarks about one text that are worth reading, and characters of one.
 pub const MOST_REMARKS: usize = 20;
 const LONGEST_REMARK: usize = 500;
+/// Most bytes of a name or a namespace, which the API server allows (DNS subdomains).
+pub const LONGEST_NAME: usize = 253;
 
 /// A line of a document, counted from 0 within it, and a message about it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -149,12 +151,15 @@ fn bad_name(object: &Object) -> Option<String> {
     if name.is_empty() {
         return Some(format!("a {kind} without metadata.name"));
     }
+    if namespace.len().max(name.len()) > LONGEST_NAME {
+        return Some(format!("a {kind} whose name has more than {LONGEST_NAME} characters"));
+    }
     is_odd(namespace, name).then(|| format!("a {kind} with control characters in its name, {namespace:?}/{name:?}"))
 }
 
 /// Returns whether a name has what none of the API has.
 pub(super) fn is_odd(namespace: &str, name: &str) -> bool {
-    namespace.chars().chain(name.chars()).any(char::is_control)
+    namespace.len().max(name.len()) > LONGEST_NAME || namespace.chars().chain(name.chars()).any(char::is_control)
 }
 
 /// Input for decoding objects: a whole document, or one item of a list in it.
@@ -414,8 +419,11 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_control_characters_is_nobodys() {
-        for (namespace, name) in [("shop", "web\\u001b[2J"), ("shop\\u009b", "web"), ("shop", "web\\n")] {
+    fn a_name_with_control_characters_and_one_that_is_too_long_are_nobodys() {
+        let long = "x".repeat(LONGEST_NAME + 1);
+        let odd =
+            [("shop", "web\\u001b[2J"), ("shop\\u009b", "web"), ("shop", "web\\n"), ("shop", &long), (&long, "web")];
+        for (namespace, name) in odd {
             let text = format!(
                 "{{\"apiVersion\": \"v1\", \"kind\": \"Service\", \"metadata\": {{\"name\": \"{name}\", \"namespace\": \"{namespace}\"}}}}"
             );

@@ -84,8 +84,15 @@ const OF_LOG: [&str; 2] = ["xt_NFLOG", "xt_limit"];
 const REJECTION: PerFamily<&str> = PerFamily { v4: "ipt_REJECT", v6: "ip6t_REJECT" };
 const CONNECTION_MARK: &str = "xt_connmark";
 const MASQUERADING: &str = "xt_MASQUERADE";
-/// Modules that had another name in earlier kernels, with that name.
-const FORMER: [(&str, &str); 2] = [(MASQUERADING, "ipt_MASQUERADE"), (MASQUERADING, "ip6t_MASQUERADE")];
+/// Modules that had another name in earlier kernels, or whose work programs of the variant nft give to one of nf_tables, by their release: with that name.
+const OTHER_NAMES: [(&str, &str); 4] = [
+    (MASQUERADING, "ipt_MASQUERADE"),
+    (MASQUERADING, "ip6t_MASQUERADE"),
+    ("xt_NFLOG", "nft_log"),
+    ("xt_limit", "nft_limit"),
+];
+/// The modules that nobody loads but the agent: the kernel is never asked for them by name, as it is for families of netlink and kinds of devices.
+const AGENTS_ALONE: [&str; 1] = ["br_netfilter"];
 /// The module of either variant of iptables with which its programs print and take an empty table.
 const NF_TABLES: [&str; 1] = ["nf_tables"];
 const LEGACY_TABLE: PerFamily<[&str; 2]> =
@@ -205,7 +212,7 @@ pub fn all() -> impl Iterator<Item = &'static str> {
         .chain(OF_ROUTER)
         .chain(OF_TUNNELS)
         .chain(OF_LOG)
-        .chain(FORMER.into_iter().flat_map(|(name, former)| [name, former]))
+        .chain(OTHER_NAMES.into_iter().flat_map(|(name, other)| [name, other]))
         .chain(OF_LEGACY.v4)
         .chain(OF_LEGACY.v6)
         .chain(probe::MODULES)
@@ -227,8 +234,8 @@ enum Obstacle<'a> {
 
 /// Returns why a module does not come to be there; `None` for one that is there or comes, or of which nothing is known.
 ///
-/// Most come when the kernel is asked for what they do, by the host's own modprobe, and what the host forbids is not loaded then. Those that the agent
-/// loads itself are loaded by nobody else; the agent of an image has a modprobe that does not know what the host forbids.
+/// Most come when the kernel is asked for what they do, by the host's own modprobe, and what the host forbids is not loaded then. The agent of an image, which
+/// loads some itself, has a modprobe that does not know what the host forbids.
 fn obstacle<'a>(module: &str, found: &'a KernelFacts, config: &Config) -> Option<Obstacle<'a>> {
     match state(found, module) {
         ModuleState::Present | ModuleState::Unknown => return None,
@@ -236,11 +243,10 @@ fn obstacle<'a>(module: &str, found: &'a KernelFacts, config: &Config) -> Option
         ModuleState::OnDisk if found.is_sealed => return Some(Obstacle::Sealed),
         ModuleState::OnDisk => {}
     }
-    let is_agents = loaded_at_start(config).contains(&module);
     match (found.forbidden.of(module), &found.cannot_load) {
-        (Some(_), None) if is_agents && !found.forbidden.is_ours => None,
+        (Some(_), None) if loaded_at_start(config).contains(&module) && !found.forbidden.is_ours => None,
         (Some(rule), _) => Some(Obstacle::Forbidden(rule)),
-        (None, Some(reason)) if is_agents => Some(Obstacle::Unloadable(reason)),
+        (None, Some(reason)) if AGENTS_ALONE.contains(&module) => Some(Obstacle::Unloadable(reason)),
         (None, _) => None,
     }
 }
@@ -365,11 +371,11 @@ fn needed(facts: &Facts, config: &Config, backend: Chosen) -> Vec<Need> {
     by_name
 }
 
-/// Returns the name that this kernel has a module by: a former one where it has that, and not the present one.
+/// Returns the name that this kernel has a module by: another one where it has that, and not the usual one.
 fn name_in(found: &KernelFacts, module: &'static str) -> &'static str {
     let has = |name: &str| matches!(state(found, name), ModuleState::Present | ModuleState::OnDisk);
-    let former = FORMER.into_iter().find(|(name, former)| *name == module && !has(name) && has(former));
-    former.map_or(module, |(_, former)| former)
+    let other = OTHER_NAMES.into_iter().find(|(name, other)| *name == module && !has(name) && has(other));
+    other.map_or(module, |(_, other)| other)
 }
 
 /// Returns the finding about one module by itself; `None` for one that is there or comes, or of which nothing is known.

@@ -39,10 +39,10 @@ fn a_module_on_the_disk_is_loaded_by_the_agent_unless_it_may_not() {
             facts.kernel.cannot_load = Some("this process may not load modules (CAP_SYS_MODULE)".to_owned());
         }
     };
-    // Nobody but the agent asks for the first two; the last the kernel asks for itself, which may come to nothing.
-    for (module, level) in [("ip_vs", Level::Fatal), ("br_netfilter", Level::Degraded), ("dummy", Level::Degraded)] {
+    // Nobody but the agent asks for the second; the others the kernel asks for itself, which may come to nothing.
+    for module in ["ip_vs", "br_netfilter", "dummy"] {
         let todo = format!("machine.kernel.modules, - name: {module}");
-        check(&[], may_not(module), level, &[&format!("kernel module {module}:"), "CAP_SYS_MODULE", &todo]);
+        check(&[], may_not(module), Level::Degraded, &[&format!("kernel module {module}:"), "CAP_SYS_MODULE", &todo]);
     }
     let sealed = |module: &'static str| {
         move |facts: &mut Facts| {
@@ -233,14 +233,21 @@ fn rules_of_iptables_need_the_modules_of_what_is_in_them() {
     for (words, name, level) in [
         (&FIREWALL[..], "xt_multiport", Level::Fatal),
         (&FIREWALL[..], "ipt_REJECT", Level::Fatal),
-        (&FIREWALL[..], "xt_NFLOG", Level::Degraded),
-        (&FIREWALL[..], "xt_limit", Level::Degraded),
         (&PROXY[..], "ip_set_hash_ipportnet", Level::Fatal),
         (&PROXY[..], "xt_nat", Level::Fatal),
         (&PROXY[..], "ipt_REJECT", Level::Fatal),
         (&ROUTER[..], "ip_set_hash_net", Level::Degraded),
     ] {
         check(&typed(words), without(name), level, &[&format!("kernel module {name}:")]);
+    }
+    for (module, other) in [("xt_NFLOG", "nft_log"), ("xt_limit", "nft_limit")] {
+        let neither = move |facts: &mut Facts| modules(facts, ModuleState::Missing, &[module, other]);
+        check(
+            &typed(&FIREWALL),
+            neither,
+            Level::Degraded,
+            &[&format!("kernel module {module}:"), "nothing says which"],
+        );
     }
     let ending = [&FIREWALL[..], &["--netpol-flush-established"]].concat();
     check(&typed(&ending), without("xt_connmark"), Level::Fatal, &["kernel module xt_connmark"]);
@@ -266,6 +273,8 @@ fn a_module_by_its_former_name_is_as_good() {
     let words = [&ROUTER[..], &["--netfilter=iptables"]].concat();
     let earlier = |facts: &mut Facts| modules(facts, ModuleState::Missing, &["xt_MASQUERADE"]);
     check_ok(&words, earlier, "ipt_MASQUERADE");
+    let logs = |facts: &mut Facts| modules(facts, ModuleState::Missing, &["xt_NFLOG", "xt_limit"]);
+    check_ok(&["--netfilter=iptables"], logs, "nft_log");
     let neither = ["xt_MASQUERADE", "ipt_MASQUERADE", "ip6t_MASQUERADE"];
     let without = |facts: &mut Facts| modules(facts, ModuleState::Missing, &neither);
     check(&words, without, Level::Degraded, &["kernel module xt_MASQUERADE", "with this node's address"]);
