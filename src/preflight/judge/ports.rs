@@ -18,8 +18,6 @@ const EVERYWHERE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// The name of kube-router's process, and of an agent's in our image. Its DaemonSet is updated to ours, and listens on the same ports.
 const KUBE_ROUTER: &str = "kube-router";
-/// The name of an agent's process elsewhere. It listens before it answers on its socket: where the host has no packet filter it waits for one.
-const SLUICE: &str = "sluice";
 
 /// A port that the agent listens on.
 struct Port {
@@ -63,7 +61,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let is_of_agent = |one: &(Transport, SocketAddr)| match &facts.network.of_agent {
         Some(its) => its.contains(one),
         // Of which process a port is, is not seen from here.
-        None => facts.process.agent_answers || running(facts).is_some(),
+        None => facts.process.agent_answers || facts.network.processes.contains(KUBE_ROUTER),
     };
     let (mut of_agent, mut taken) = (Vec::new(), Vec::new());
     for port in &ports {
@@ -79,25 +77,16 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// The name of a process that is seen and that may be an agent or kube-router, and which one it would be.
-fn running(facts: &Facts) -> Option<(&'static str, &'static str)> {
-    let named = [
-        (KUBE_ROUTER, "which ends before the agent of the same DaemonSet starts"),
-        (SLUICE, "an agent that does not answer on its socket yet"),
-    ];
-    named.into_iter().find(|(name, _)| facts.network.processes.contains(*name))
-}
-
 fn untaken(facts: &Facts, all: &[&Port], of_agent: &[&Port]) -> String {
     let names = |ports: &[&Port]| ports.iter().map(|port| port.text()).collect::<Vec<_>>().join(", ");
-    match (&facts.network.of_agent, running(facts)) {
+    match &facts.network.of_agent {
         _ if of_agent.is_empty() => format!("nobody listens on {}", names(all)),
-        (Some(_), _) => format!("nobody but the agent that runs on this host listens on {}", names(all)),
-        (None, Some((name, which))) if !facts.process.agent_answers => format!(
-            "{name} runs on this host, and somebody listens on {}: whether that is {name}, {which}, is not seen from here (ss -lnp says it)",
+        Some(_) => format!("nobody but the agent that runs on this host listens on {}", names(all)),
+        None if !facts.process.agent_answers => format!(
+            "{KUBE_ROUTER} runs on this host, and somebody listens on {}: whether that is {KUBE_ROUTER}, which ends before the agent of the same DaemonSet starts, is not seen from here (ss -lnp says it)",
             names(of_agent)
         ),
-        (None, _) => format!(
+        None => format!(
             "an agent runs on this host already, and somebody listens on {}: whether that is the agent is not seen from here (ss -lnp says it)",
             names(of_agent)
         ),

@@ -74,15 +74,6 @@ fn a_port_that_others_have_ends_the_agent_or_makes_it_wait() {
         facts.network.processes.insert("kube-router".to_owned());
     };
     check_ok(&[], of_kube_router, "kube-router runs on this host, and somebody listens on 20244");
-    let of_waiting_agent = |facts: &mut Facts| {
-        facts.network.listening.insert(everywhere(Transport::Tcp, 20244));
-        facts.network.processes.insert("sluice".to_owned());
-    };
-    check_ok(
-        &[],
-        of_waiting_agent,
-        "sluice runs on this host, and somebody listens on 20244: whether that is sluice, an agent",
-    );
     let of_agent = |facts: &mut Facts| {
         facts.network.listening.insert(everywhere(Transport::Tcp, 20244));
         facts.process.agent_answers = true;
