@@ -2,6 +2,7 @@
 import hashlib
 import os
 import re
+import subprocess
 
 from . import cross, image, image_licences, image_oci, image_sbom, own
 from .image_tree import Tree
@@ -119,8 +120,10 @@ def asked_for_version(binary, arch, here):
         if not os.path.exists(emulator) or not os.path.exists(os.path.join(root, "lib", "libgcc_s.so.1")):
             return None
         words = [emulator, "-L", root, binary]
-    # As Go's programs do, it says this to standard error.
-    return own.run("sh", "-c", '"$@" --version 2>&1', "sh", *words)
+    # As Go's programs do, it says this to standard error. One that does not run at all says why, or its shell or emulator does.
+    done = subprocess.run(["sh", "-c", '"$@" --version 2>&1', "sh", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    said = done.stdout.decode(errors="replace")
+    return said if done.returncode == 0 else f"{said.strip()} (exit status {done.returncode})"
 
 
 def program(binary, asked, name, arch):
