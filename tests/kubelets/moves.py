@@ -57,12 +57,12 @@ def beyond(failed, spans):
 FLANNELS = ("-n", "kube-flannel", "-l", "app=flannel")  # its pods
 
 
-def flannels_daemonset():
-    """As its file has it, with pods that do nothing."""
+def flannels_daemonset(chosen=None):
+    """As its file has it, with pods that do nothing, on nodes with the labels of `chosen`."""
     linux = {"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]}
     pod = {"hostNetwork": True, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [linux]}]}}},
-           "containers": [container("kube-flannel", "exec sleep 1000000")]}
+           "containers": [container("kube-flannel", "exec sleep 1000000")], **({"nodeSelector": chosen} if chosen else {})}
     labels = {"app": "flannel", "tier": "node"}
     return [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-flannel"}},
             {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "kube-flannel-ds", "namespace": "kube-flannel"},
@@ -82,7 +82,7 @@ class Move:
     def tests(self):
         every = [self.nodes_have_flannel, self.requests_go_on, self.external_addresses_are_listed, self.its_daemonset_leaves_out_nodes_of_ours, self.agents_start_beside_it, *([self.kube_proxy_goes] if self.serves else []), self.node_after_node_gets_our_network,
                  self.flannel_goes, *([self.agents_need_nothing_of_kube_proxys] if self.serves else []), self.a_policy_is_enforced, self.node_after_node_gets_flannels_network_back, *([self.kube_proxy_comes_back] if self.serves else []),
-                 self.agents_go_and_leave_nothing]
+                 self.agents_go_and_leave_nothing, self.its_daemonset_has_all_nodes_again]
         return [(f"{self.kind}: {test.__name__}", test) for test in every]
 
     def nodes(self, bed):
@@ -97,7 +97,8 @@ class Move:
         self.ranges = {i: next(one for one in ranges[f"node{i}"] if ":" not in one) for i in self.nodes(bed)}
         bed.apply(*flannels_daemonset())
         for i in self.nodes(bed):
-            bed.on(i, f"mkdir -p /opt/cni/bin; cd {net.CNI}; cp {PLUGINS} /opt/cni/bin/")
+            # As by default on Red Hat's systems.
+            bed.on(i, f"sysctl -qw net.ipv4.conf.all.rp_filter=1; mkdir -p /opt/cni/bin; cd {net.CNI}; cp {PLUGINS} /opt/cni/bin/")
             self.put_flannel(bed, i)
             self.put_conf(bed, i)
         bed.kube_proxy(True)
@@ -272,6 +273,7 @@ class Move:
 
     def its_daemonset_leaves_out_nodes_of_ours(self, bed):
         """Its pods are made anew by the patch, before any agent is there, and keep to nodes of Linux."""
+        self.sources_are_filtered_loosely(bed)
         bed.wait("its pods are ready", lambda: len(ready_pods(bed, *FLANNELS)) == bed.nodes)
         before = {pod["metadata"]["name"] for pod in bed.get("pods", *FLANNELS)["items"]}
         for command in page.leaving_out("kube-flannel-ds"):
@@ -281,6 +283,11 @@ class Move:
         affinity = json.dumps(bed.get("daemonset", "kube-flannel-ds", "-n", "kube-flannel")["spec"]["template"]["spec"]["affinity"])
         that("kubernetes.io/os" in affinity and "NotIn" in affinity, affinity)
         self.no_request_failed(bed)
+
+    def sources_are_filtered_loosely(self, bed):
+        for i in self.nodes(bed):
+            bed.on(i, page.loosening_the_filter_of_sources())
+            that(bed.on(i, "sysctl -n net.ipv4.conf.all.rp_filter").strip() == "2", "node", i, "filters sources strictly")
 
     def agents_start_beside_it(self, bed):
         bed.kubectl("apply", "--validate=strict", "-f", bed.manifest())
@@ -430,18 +437,34 @@ class Move:
             bed.on(i, f": > {LOG}")
 
     def node_after_node_gets_flannels_network_back(self, bed):
-        """The way back: a node has flannel's daemon from its turn on, and agents go when no pod has their network any more."""
+        """The way back: a node has flannel's pod from its turn on, and agents go when no pod has their network any more."""
+        bed.shell(page.taking_labels("flannel"))
+        bed.apply(*flannels_daemonset({"flannel": "yes"}))
+
         def commands(i):
+            that(f"node{i}" not in self.nodes_of_flannel(bed), "flannel's pod is there too early")
             bed.kubectl("label", "node", f"node{i}", "flannel=yes")
+            bed.wait("flannel's pod of the node runs", lambda: f"node{i}" in self.nodes_of_flannel(bed), 300)
             # What its daemon does when its pod has come there.
             self.put_flannel(bed, i)
             self.put_conf(bed, i)
             bed.on(i, "ip link delete kube-bridge")
             bed.shell(page.making_anew_with_an_old_server(f"node{i}"))
         self.each_node(bed, commands, "kube-bridge", "cni0")
+        self.sources_are_filtered_loosely(bed)  # which a boot undoes
+
+    def nodes_of_flannel(self, bed):
+        return {pod["spec"]["nodeName"] for pod in ready_pods(bed, *FLANNELS)}
+
+    def flannel_begins_anew(self, bed, i):
+        """Its pod of a node."""
+        pod, = [pod["metadata"]["name"] for pod in ready_pods(bed, *FLANNELS) if pod["spec"]["nodeName"] == f"node{i}"]
+        bed.kubectl("-n", "kube-flannel", "delete", "pod", pod)
+        bed.wait("flannel's pod of the node runs again", lambda: f"node{i}" in self.nodes_of_flannel(bed), 300)
 
     def before_removal(self, bed, i):
-        """A script with what flannel's daemon does when its pod is made anew, where it puts routes in the place of the agents'; where it does not, the administrator does."""
+        """Makes flannel's pod of the node anew; a script with what its daemon does then, where it puts routes in the place of the agents'; where it does not, the administrator does."""
+        self.flannel_begins_anew(bed, i)
         return self.routes(bed, i) if self.kind == "flannel-vxlan" else page.handing_routes(self.cidr)
 
     def agents_go_and_leave_nothing(self, bed):
@@ -456,3 +479,15 @@ class Move:
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)
         that(all(condition(node, "Ready") for node in bed.get("nodes")["items"]), "nodes are not ready")
+
+    def its_daemonset_has_all_nodes_again(self, bed):
+        """As before the move, and nothing is left that would decide about its pods at the next one."""
+        bed.apply(*flannels_daemonset())
+        bed.kubectl("-n", "kube-flannel", "rollout", "status", "daemonset/kube-flannel-ds", "--timeout=900s")
+        for name in ("flannel", "sluice"):
+            bed.shell(page.taking_labels(name))
+        labels = {label for node in bed.get("nodes")["items"] for label in node["metadata"]["labels"]}
+        that(not labels & {"flannel", "sluice"}, "nodes have", labels)
+        that(self.nodes_of_flannel(bed) == {f"node{i}" for i in self.nodes(bed)}, "flannel's pods are on", self.nodes_of_flannel(bed))
+        self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
+        self.no_request_failed(bed)

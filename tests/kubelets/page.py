@@ -64,6 +64,16 @@ def labelling(node):
     return found(r"^\| 4 \| `(kubectl label node NODE sluice=yes)`; when flannel's pod").replace("NODE", node)
 
 
+def taking_labels(name):
+    """Takes a label from all nodes when they have gone back."""
+    return found(rf"^\| 7 \| .*`(kubectl label nodes --all {name}-)`")
+
+
+def loosening_the_filter_of_sources():
+    """Where sources of packets are filtered strictly."""
+    return found(r"also before step 1, on all nodes: `(sysctl -w [^`]+)`")
+
+
 def external_addresses():
     """Lists the addresses of Services that want a flag."""
     return found(r"^    (kubectl get services -A -o 'custom-columns=.*)$")
