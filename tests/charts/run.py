@@ -21,7 +21,7 @@ CHANGES = [
     (["ipv6=true"], "        - --enable-ipv6=true", None),
     (["ipv4=false", "ipv6=true"], "        - --enable-ipv4=false", None),
     (["serviceClusterIPRanges={10.43.0.0/16,2001:db8:43::/112}"], '        - "--service-cluster-ip-range=10.43.0.0/16,2001:db8:43::/112"', None),
-    (["serviceExternalIPRanges={192.0.2.0/25,2001:db8:7::/64}"], '        - "--service-external-ip-range=192.0.2.0/25,2001:db8:7::/64"', None),
+    (["serviceExternalIPRanges={192.0.2.0/25,2001:db8:7::/64}", "ipv6=true"], '        - "--service-external-ip-range=192.0.2.0/25,2001:db8:7::/64"', None),
     (["serviceNodePortRange=20000-22767"], '        - "--service-node-port-range=20000-22767"', None),
     (["image.repository=registry.example/sluice", "image.tag=v9.1"], '        image: "registry.example/sluice:v9.1"', '        image: "sluice:0.1.0"'),
     (["image.pullPolicy=Always"], "        imagePullPolicy: Always", "        imagePullPolicy: IfNotPresent"),
