@@ -56,7 +56,7 @@ CHANGES = [
     ([*PROXY, "directServerReturn.enabled=true"], "          mountPath: /run/netns", None),
     ([*PROXY, "directServerReturn.enabled=true", "directServerReturn.runtimeSocket=/var/run/crio/crio.sock"], '          path: "/var/run/crio"', None),
     # Another allocator gives the addresses.
-    (["loadBalancer.ranges={192.0.2.128/25,2001:db8:8::/64}"], '        - "--loadbalancer-ip-range=192.0.2.128/25,2001:db8:8::/64"', None),
+    (["loadBalancer.ranges={192.0.2.128/25,2001:db8:8::/64}", "ipv6=true"], '        - "--loadbalancer-ip-range=192.0.2.128/25,2001:db8:8::/64"', None),
     (["nodeStatus.enabled=true"], "  resources: [nodes/status]", None),
     (["nodeAnnotations.enabled=true"], "  name: kube-router-node-annotations", None),
     (["cni.confDirectory=/var/lib/rancher/k3s/agent/etc/cni/net.d"], '          path: "/var/lib/rancher/k3s/agent/etc/cni/net.d"', '          path: "/etc/cni/net.d"'),
