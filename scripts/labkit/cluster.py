@@ -31,6 +31,7 @@ PROGRAMS = {
 }
 CONTAINERD, CONTAINERD_VERSION = "github.com/containerd/containerd/v2/cmd", "2.2.9"
 RUNTIME = ("containerd", "containerd-shim-runc-v2", "ctr")
+CRICTL, CRICTL_VERSION = "crictl", "1.36.0"
 # What is built in the same way for other tests, and to be measured beside ours.
 NEWER_GOBGP, KUBE_PROXY, KUBELET, SCHEDULER, HELM, DNS = "gobgp", "kube-proxy", "kubelet", "kube-scheduler", "helm", "coredns"
 NEWER_GOBGPD, GOBGP_VERSION = "gobgpd", "4.8.0"
@@ -44,6 +45,7 @@ OTHERS = {
     E2E: ("kubernetes", "k8s.io/kubernetes/test/e2e", f"kubernetes-{KUBERNETES}"),
     **{name: ("kubernetes", f"k8s.io/kubernetes/test/images/{name}", f"kubernetes-{KUBERNETES}") for name in (AGNHOST, BOOM)},
     **{name: ("containerd", f"{CONTAINERD}/{name}", f"containerd-{CONTAINERD_VERSION}") for name in RUNTIME},
+    CRICTL: ("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", f"crictl-{CRICTL_VERSION}"),
 }
 # What a node with a real kubelet runs, and the scheduler of its cluster.
 KUBELETS = (KUBELET, KUBE_PROXY, DNS, *RUNTIME, SCHEDULER)

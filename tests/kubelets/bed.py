@@ -79,6 +79,10 @@ class Bed:
             self.start_kube_proxy(i)
             self.use_kube_proxy(i)
 
+    def kubelet(self, i, wanted):
+        """Starts it on a node, or ends it as `systemctl` does: containers go on."""
+        self.inside("kubelet", str(i), f"{self.folder}/facts.json", "on" if wanted else "end")
+
     def serves_services(self):
         """Whether the file that is applied has a service proxy."""
         with open(self.manifest()) as handle:

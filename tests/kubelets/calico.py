@@ -70,7 +70,7 @@ def unavailable(bed, i):
 
 
 class FromCalico(Move):
-    conf, network, cidr = CONF, "pairs", CIDR
+    conf, network, ranges_of_all = CONF, "pairs", (CIDR,)
 
     def __init__(self):
         super().__init__(NAME)
@@ -287,9 +287,8 @@ class FromCalico(Move):
             self.ask_for_ever(bed, i)
         self.each_node(bed, commands, "kube-bridge", self.network)
 
-    def before_removal(self, bed, i):
+    def its_network_takes_over(self, bed, i):
         """Calico's routes were there all the while."""
-        return "true"
 
     def agents_go_and_leave_nothing(self, bed):
         for i in self.nodes(bed):

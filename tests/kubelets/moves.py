@@ -1,8 +1,9 @@
 """A move from flannel to Sluice's pod network and back, step by step as docs/migration.md has it, while requests go on on every node. kube-proxy stays, in one of its modes; or
 Services move too, from it and back to it.
 
-There is no flannel here: nodes have what it makes in kernel and files, and what deletes its pods leaves that as it is. Pods answer for some seconds when they are told to end, as
-servers behind a Service do. Each node has a pod of a DaemonSet, too, which a drain leaves where it is.
+There is no flannel here: nodes have what it makes in kernel and files (flannel.py), and what deletes its pods leaves that as it is. Pods answer for some seconds when they are told to end, as
+servers behind a Service do. Each node has a pod of a DaemonSet, too, which a drain leaves where it is, and the last one a static pod with a port of the node. In a guest that node boots at its turn.
+With the value `ipv6=true` of the chart pods have both families, and with `extraArgs[0]=--overlay-type=full` all packets between nodes are in tunnels of the agents.
 """
 import datetime
 import json
@@ -10,25 +11,22 @@ import os
 import re
 import time
 
-from labkit import net, own
+from labkit import cluster, net, own
 
 import asks
+import flannel
+import health_checks
 import integrators
 import newcomer
 import page
+import static_pods
 from asks import judged, slowest
-from newcomer import AGENTS, condition, container, ready_nodes, ready_pods, that, web_address
+from newcomer import AGENTS, condition, container, in_url, ready_nodes, ready_pods, that, web_address, web_addresses
 from theirs import OTHERS, PLUGINS
 
-KINDS = ("flannel-vxlan", "flannel-host-gw")
 OURS = integrators.CONFLIST
-MASQUERADE = ["-N FLANNEL-POSTRTG", "-A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG",
-              "-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN", "-A FLANNEL-POSTRTG -s {mine} -d {all} -j RETURN", "-A FLANNEL-POSTRTG -s {all} -d {mine} -j RETURN",
-              "-A FLANNEL-POSTRTG ! -s {all} -d {mine} -j RETURN", "-A FLANNEL-POSTRTG -s {all} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully",
-              "-A FLANNEL-POSTRTG ! -s {all} -d {all} -j MASQUERADE --random-fully"]
-FORWARDED = ["-N FLANNEL-FWD", "-A FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD", "-A FLANNEL-FWD -s {all} -m comment --comment 'flanneld forward' -j ACCEPT",
-             "-A FLANNEL-FWD -d {all} -m comment --comment 'flanneld forward' -j ACCEPT"]
 LOG = "/var/lib/kubelet/requests"
+STRICT = "sysctl -qw net.ipv4.conf.all.rp_filter=1"  # as by default on Red Hat's systems
 # What kube-proxy has in a kernel, in any of its modes; prints nothing where it has nothing.
 KUBE_PROXYS = ("for p in iptables ip6tables; do for f in nft legacy; do $p-$f-save 2>/dev/null | grep -E '^(:|-A) ?KUBE-(SERVICES|NODE-?PORT|SVC|SVL|SEP|EXT|FW|XLB|MARK-MASQ|FORWARD|PROXY|SOURCE-RANGES|IPVS|POSTROUTING|LOAD)'; "
                "done; done; nft list tables | grep -w kube-proxy; ipset list -n 2>/dev/null | grep ^KUBE- | grep -vE '^KUBE-(SRC|DST)-'; ip -br link show kube-ipvs0 2>/dev/null; true")
@@ -54,33 +52,28 @@ def beyond(failed, spans):
     return {who: [line for line in lines if who not in spans or not spans[who][0] <= line.partition(" ")[0] <= spans[who][1]] for who, lines in failed.items()}
 
 
-FLANNELS = ("-n", "kube-flannel", "-l", "app=flannel")  # its pods
+def addresses_of(pods):
+    return sorted(one["ip"] for pod in pods for one in pod["status"]["podIPs"])
 
 
-def flannels_daemonset(chosen=None):
-    """As its file has it, with pods that do nothing, on nodes with the labels of `chosen`."""
-    linux = {"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]}
-    pod = {"hostNetwork": True, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
-           "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [linux]}]}}},
-           "containers": [container("kube-flannel", "exec sleep 1000000")], **({"nodeSelector": chosen} if chosen else {})}
-    labels = {"app": "flannel", "tier": "node"}
-    return [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-flannel"}},
-            {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "kube-flannel-ds", "namespace": "kube-flannel"},
-             "spec": {"selector": {"matchLabels": {"app": "flannel"}}, "template": {"metadata": {"labels": labels}, "spec": pod}}}]
+def in_family(command, cidr):
+    """A command of the page for IPv4, by which the same is done for the family of this range."""
+    return command.replace("ip r", "ip -6 r") if ":" in cidr else command
 
 
 class Move:
     """`kind`: how flannel's nodes reach each other. `serves`: Services move too."""
     # Of the network that is left: its CNI file, and what its pods are on.
     conf, network = OTHERS, "cni0"
-    # The range of all nodes that pods of agents have.
-    cidr = net.POD_RANGES[0]
+    # The ranges of all nodes that pods of agents have, IPv4 first.
+    ranges_of_all = net.POD_RANGES
 
     def __init__(self, kind, serves=False):
-        self.kind, self.serves = kind, serves
+        # `static`: the number of the node with the static pod, while there is one.
+        self.kind, self.serves, self.static = kind, serves, None
 
     def tests(self):
-        every = [self.nodes_have_flannel, self.requests_go_on, self.external_addresses_are_listed, self.its_daemonset_leaves_out_nodes_of_ours, self.agents_start_beside_it, *([self.kube_proxy_goes] if self.serves else []), self.node_after_node_gets_our_network,
+        every = [self.nodes_have_flannel, self.requests_go_on, *([self.health_checks_are_kube_proxys] if self.serves else []), self.external_addresses_are_listed, self.its_daemonset_leaves_out_nodes_of_ours, self.agents_start_beside_it, *([self.kube_proxy_goes] if self.serves else []), self.node_after_node_gets_our_network,
                  self.flannel_goes, *([self.agents_need_nothing_of_kube_proxys] if self.serves else []), self.a_policy_is_enforced, self.node_after_node_gets_flannels_network_back, *([self.kube_proxy_comes_back] if self.serves else []),
                  self.agents_go_and_leave_nothing, self.its_daemonset_has_all_nodes_again]
         return [(f"{self.kind}: {test.__name__}", test) for test in every]
@@ -88,60 +81,33 @@ class Move:
     def nodes(self, bed):
         return range(1, bed.nodes + 1)
 
+    def cidrs(self, bed):
+        """The ranges of all nodes, of the families that pods have here."""
+        return self.ranges_of_all[:1 + bed.has_ipv6]
+
+    def routes_to_pods(self, bed, i):
+        """A line for each route of the agent of a node to pods of others."""
+        return bed.on(i, "; ".join(f"ip -{6 if ':' in one else 4} route show root {one} proto 17" for one in self.cidrs(bed))).splitlines()
+
+    def has_tunnels(self, bed):
+        return any(value.endswith("--overlay-type=full") for value in bed.values)
+
     # ------------------------------------------------------------------ flannel
 
     def nodes_have_flannel(self, bed):
         newcomer.nodes_wait_for_a_network(bed)
         newcomer.put_what_kubeadm_leaves(bed)
         ranges = {node["metadata"]["name"]: node["spec"]["podCIDRs"] for node in bed.get("nodes")["items"]}
-        self.ranges = {i: next(one for one in ranges[f"node{i}"] if ":" not in one) for i in self.nodes(bed)}
-        bed.apply(*flannels_daemonset())
+        self.flannel = flannel.Network(self.kind, {i: sorted(ranges[f"node{i}"], key=lambda one: ":" in one)[:1 + bed.has_ipv6] for i in self.nodes(bed)})
+        bed.apply(*flannel.daemonset())
         for i in self.nodes(bed):
-            # As by default on Red Hat's systems.
-            bed.on(i, f"sysctl -qw net.ipv4.conf.all.rp_filter=1; mkdir -p /opt/cni/bin; cd {net.CNI}; cp {PLUGINS} /opt/cni/bin/")
-            self.put_flannel(bed, i)
-            self.put_conf(bed, i)
+            bed.on(i, f"{STRICT}; mkdir -p /opt/cni/bin; cd {net.CNI}; cp {PLUGINS} /opt/cni/bin/")
+            bed.on(i, self.flannel.start(i))
+            bed.put(i, OTHERS, self.flannel.conf(i))
         bed.kube_proxy(True)
         bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
-
-    def put_conf(self, bed, i):
-        bridge = {"type": "bridge", "bridge": "cni0", "mtu": 1450, "isDefaultGateway": True, "hairpinMode": True, "ipMasq": False,
-                  "ipam": {"type": "host-local", "subnet": self.ranges[i], "dataDir": "/var/lib/cni/flannel", "routes": [{"dst": net.POD_RANGES[0]}]}}
-        bed.put(i, OTHERS, json.dumps({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}))
-
-    def put_flannel(self, bed, i):
-        """What its daemon makes when it starts."""
-        plan = net.Plan(bed.nodes, 0, 1, True)
-        lines = [f"iptables -t {table} {rule.format(mine=self.ranges[i], all=net.POD_RANGES[0])}" for table, rules in (("nat", MASQUERADE), ("filter", FORWARDED)) for rule in rules]
-        # As with `EnableNFTables`, so that what takes such tables away has one to take.
-        lines += ["nft add table ip6 flannel-ipv6"]
-        if self.kind == "flannel-vxlan":
-            lines += [f"ip link add flannel.1 type vxlan id 1 local {plan.addresses(i)[0]} dev eth0 dstport 8472 nolearning", f"ip link set flannel.1 address {self.mac(i)}",
-                      f"ip addr add {self.gateway(i)}/32 dev flannel.1", "ip link set flannel.1 up"]
-        bed.on(i, "set -e; " + "; ".join(lines))
-        self.put_routes(bed, i)
-
-    def put_routes(self, bed, i):
-        bed.on(i, self.routes(bed, i))
-
-    def routes(self, bed, i):
-        """A script with what it looks after."""
-        plan, lines = net.Plan(bed.nodes, 0, 1, True), ["set -e"]
-        for j in self.nodes(bed):
-            if j == i:
-                continue
-            if self.kind == "flannel-vxlan":
-                lines += [f"bridge fdb replace {self.mac(j)} dev flannel.1 dst {plan.addresses(j)[0]}", f"ip neigh replace {self.gateway(j)} lladdr {self.mac(j)} dev flannel.1 nud permanent",
-                          f"ip route replace {self.ranges[j]} via {self.gateway(j)} dev flannel.1 onlink"]
-            else:
-                lines += [f"ip route replace {self.ranges[j]} via {plan.addresses(j)[0]}"]
-        return "; ".join(lines)
-
-    def mac(self, i):
-        return f"02:00:00:00:01:{i:02x}"
-
-    def gateway(self, i):
-        return self.ranges[i].partition("/")[0]
+        self.static = bed.nodes
+        static_pods.put(bed, self.static)
 
     # ------------------------------------------------------------------ traffic
 
@@ -157,17 +123,20 @@ class Move:
         bed.apply(
             {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
              "spec": {"replicas": self.pods, "selector": {"matchLabels": {"app": "web"}}, "template": pod}}, newcomer.BUDGET,
-            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"type": "NodePort", "ipFamilyPolicy": "PreferDualStack" if bed.has_ipv6 else "SingleStack", "selector": {"app": "web"}, "ports": [
                 {"name": "web", "port": 80, "targetPort": 8080, "nodePort": 30080}, {"name": "echo", "port": 9000, "targetPort": 9000}]}})
+        that(len(web_addresses(bed)) == 1 + bed.has_ipv6, "the Service has", web_addresses(bed))
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         for i in self.nodes(bed):
             self.ask_for_ever(bed, i)
         self.no_request_failed(bed)
 
     def ask_for_ever(self, bed, i):
-        """Requests of a node to the Service, one after the other, until it ends. One that failed says when it began."""
-        ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null -w %{{time_total}} http://{web_address(bed)}/name 2>&1"
-        loop = f"touch {LOG}.begun; while :; do at=$(date +%FT%T); if said=$({ask}); then echo $at ok $said; else echo $at $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
+        """Requests of a node to the Service, to one of its addresses after the other, until it ends. One that failed says when it began."""
+        ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null -w %{{time_total}} $one 2>&1"
+        every = " ".join(f"http://{in_url(one)}/name" for one in web_addresses(bed))
+        once = f"for one in {every}; do at=$(date +%FT%T); if said=$({ask}); then echo $at ok $said; else echo $at $said; fi; done"
+        loop = f"touch {LOG}.begun; while :; do {once}; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
         # What has not begun a session of its own ends with the command. The log may be there from before a reboot.
         bed.on(i, f"rm -f {LOG}.begun; setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 & until test -e {LOG}.begun; do sleep 0.1; done")
 
@@ -203,20 +172,21 @@ class Move:
     def all_reach_all(self, bed, bridges):
         """Nodes and pods reach each pod by its address and all by the Service. `bridges`: where the pods of each node are."""
         self.pods_are_ready(bed)
-        pods = [*ready_pods(bed, "-l", "app=web"), *newcomer.pods_of_each_node(bed)]
-        addresses = sorted(pod["status"]["podIP"] for pod in pods)
+        pods = [*ready_pods(bed, "-l", "app=web"), *newcomer.pods_of_each_node(bed), *([static_pods.pod(bed, self.static)] if self.static else [])]
+        addresses = addresses_of(pods)
+        that(len(addresses) == len(pods) * len(self.cidrs(bed)), len(pods), "pods have", addresses)
         for i in self.nodes(bed):
             mine = [pod for pod in pods if pod["spec"]["nodeName"] == f"node{i}"]
             ports = self.links_of_pods(bed, i, bridges[i])
             that(len(ports) == len(mine), "node", i, "has", len(mine), "pods, and on", bridges[i], ports)
-            ask = "; ".join(f"curl -s -m 5 -o /dev/null http://{one} || echo {one}" for one in [*(f"{address}:8080/name" for address in addresses), f"{web_address(bed)}/name"])
+            ask = "; ".join(f"curl -s -m 5 -o /dev/null http://{one} || echo {one}" for one in [*(f"{in_url(address)}:8080/name" for address in addresses), *(f"{in_url(address)}/name" for address in web_addresses(bed))])
             for space in [None, *bed.on(i, "ls /run/netns").split()]:
                 script = f"nsenter --net=/run/netns/{space} sh -c '{ask}'" if space else ask
                 silent = bed.on(i, f"{script}; true").split()
-                that(not silent, f"node {i}, {space or 'itself'}, does not reach", silent, "\n" + bed.on(i, "ip route; ip -br addr"))
+                that(not silent, f"node {i}, {space or 'itself'}, does not reach", silent, "\n" + bed.on(i, "ip route; ip -6 route; ip -br addr"))
 
     def start_asking(self, bed):
-        """On each node, from the host and from one of its pods."""
+        """On each node, from the host and from one of its pods; by IPv6 where pods have it, by IPv4 from the host."""
         self.asking = {}
         for i in self.nodes(bed):
             self.ask(bed, i, "host")
@@ -226,7 +196,7 @@ class Move:
     def ask(self, bed, i, who, space=None):
         """Begins requests of a node, or of one of its network namespaces, and a connection that is kept (`asks.py`)."""
         log = f"/var/lib/kubelet/asked-by-{who}"
-        newcomer.start_asking(bed, i, space, (web_address(bed), log, PACE[bed.kind]["pause"], "kept"))
+        newcomer.start_asking(bed, i, space, (web_addresses(bed)[-1 if who == "pod" else 0], log, PACE[bed.kind]["pause"], "kept"))
         self.asking[i, who] = log
 
     def asked(self, bed):
@@ -263,6 +233,10 @@ class Move:
 
     # ------------------------------------------------------------------ the steps
 
+    def health_checks_are_kube_proxys(self, bed):
+        health_checks.put(bed)
+        health_checks.are_kube_proxys(bed)
+
     def external_addresses_are_listed(self, bed):
         """The page's command names those of both kinds, each of which wants a flag of its own."""
         bed.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "outside"}, "spec": {"type": "LoadBalancer", "externalIPs": ["198.51.100.7"], "ports": [{"port": 80}]}})
@@ -274,11 +248,11 @@ class Move:
     def its_daemonset_leaves_out_nodes_of_ours(self, bed):
         """Its pods are made anew by the patch, before any agent is there, and keep to nodes of Linux."""
         self.sources_are_filtered_loosely(bed)
-        bed.wait("its pods are ready", lambda: len(ready_pods(bed, *FLANNELS)) == bed.nodes)
-        before = {pod["metadata"]["name"] for pod in bed.get("pods", *FLANNELS)["items"]}
+        bed.wait("its pods are ready", lambda: len(ready_pods(bed, *flannel.PODS)) == bed.nodes)
+        before = {pod["metadata"]["name"] for pod in bed.get("pods", *flannel.PODS)["items"]}
         for command in page.leaving_out("kube-flannel-ds"):
             bed.shell(command)
-        pods = ready_pods(bed, *FLANNELS)
+        pods = ready_pods(bed, *flannel.PODS)
         that(len(pods) == bed.nodes and not before & {pod["metadata"]["name"] for pod in pods}, "its pods were", before, "and are", [pod["metadata"]["name"] for pod in pods])
         affinity = json.dumps(bed.get("daemonset", "kube-flannel-ds", "-n", "kube-flannel")["spec"]["template"]["spec"]["affinity"])
         that("kubernetes.io/os" in affinity and "NotIn" in affinity, affinity)
@@ -296,8 +270,11 @@ class Move:
             return f"{os.path.basename(self.conf)} sorts before it" in bed.on(i, "curl -s -m 5 http://127.0.0.1:20244/readyz; true")
         for i in self.nodes(bed):
             bed.wait(f"the agent of node {i} says that another network's file is in front of its own", lambda i=i: says_why(i), 300)
-            bed.wait("its routes are there", lambda i=i: "proto 17" in bed.on(i, f"ip route show root {self.cidr}"), 300)
-            own.say(f"  node {i}: " + " | ".join(bed.on(i, f"ip route show root {self.cidr}").splitlines()))
+            bed.wait("its routes are there", lambda i=i: len(self.routes_to_pods(bed, i)) == len(self.cidrs(bed)) * (bed.nodes - 1), 300)
+            own.say(f"  node {i}: " + " | ".join(self.routes_to_pods(bed, i)))
+            that(all((" dev tun-" in line or " dev sluice" in line) == self.has_tunnels(bed) for line in self.routes_to_pods(bed, i)), "tunnels, or none, where they should not be")
+        if self.serves:
+            health_checks.agents_say_that_it_is_in_use(bed)
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)
 
@@ -317,6 +294,7 @@ class Move:
             that(web_address(bed) in bed.on(i, "ip route show table local dev kube-dummy-if 2>/dev/null; true"), "node", i, "has no route to the Service")
             that(f"{web_address(bed)}:80 rr" in bed.on(i, "ipvsadm -Ln"), "node", i, "has no virtual service")
         self.start_asking(bed)
+        health_checks.begin_asking(bed)
         bed.kube_proxy_ends()
         for i in self.nodes(bed):
             that(bed.on(i, KUBE_PROXYS).strip(), "kube-proxy had nothing on node", i)
@@ -328,6 +306,7 @@ class Move:
             that(all(f"{one} rr" in served for one in (f"{web_address(bed)}:80", f"{web_address(bed)}:9000")), served)
         failed = self.end_asking(bed)
         that(not any(failed.values()), "failed:", failed)
+        health_checks.are_the_agents(bed)
         self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
         self.no_request_failed(bed)
 
@@ -355,11 +334,11 @@ class Move:
         return bed.on(i, f"for at in {first} $(($(date +%s) + {STARTS})); do date -d @$at +%FT%T; done").split()
 
     def each_node(self, bed, commands, former, later):
-        """Pods leave a node, its network is another one, and pods come back. That of the DaemonSet stays until the commands make it anew."""
+        """Pods leave a node, its network is another one, and pods come back. That of the DaemonSet stays until the commands make it anew, and so does a static one."""
         bridges = {i: former for i in self.nodes(bed)}
         for i in self.nodes(bed):
             bed.kubectl("drain", f"node{i}", "--ignore-daemonsets", "--delete-emptydir-data", newcomer.DRAINS)
-            bed.wait("no pod is there but the DaemonSet's", lambda i=i: len(self.links_of_pods(bed, i, former)) == 1, 300)
+            bed.wait("no pod is there but the DaemonSet's and a static one", lambda i=i: len(self.links_of_pods(bed, i, former)) == 1 + (i == self.static), 300)
             commands(i)
             bed.kubectl("uncordon", f"node{i}")
             bridges[i] = later
@@ -376,11 +355,32 @@ class Move:
         """Its agent is ready from then on."""
         def commands(i):
             bed.shell(page.labelling(f"node{i}"))
-            bed.wait("flannel's pod of the node is gone", lambda: f"node{i}" not in {pod["spec"]["nodeName"] for pod in bed.get("pods", *FLANNELS)["items"]}, 300)
-            bed.on(i, f"set -e; test -e {OURS}; rm {OTHERS}; ip link delete cni0")
-            bed.shell(page.making_anew(f"node{i}"))
+            bed.wait("flannel's pod of the node is gone", lambda: f"node{i}" not in {pod["spec"]["nodeName"] for pod in bed.get("pods", *flannel.PODS)["items"]}, 300)
+            bed.on(i, f"test -e {OURS}")
+            if i != self.static:
+                bed.on(i, f"set -e; rm {OTHERS}; ip link delete cni0")
+                bed.shell(page.making_anew(f"node{i}"))
+                return
+            if bed.kind == "guest":
+                bed.on(i, f"rm {OTHERS}")
+                self.boots(bed, i)
+            else:
+                bed.kubelet(i, False)
+                bed.on(i, f"PATH={os.path.dirname(cluster.other(cluster.CRICTL))}:$PATH; export CONTAINER_RUNTIME_ENDPOINT=unix:///run/containerd/containerd.sock; " + page.ending_pods_by_the_runtime())
+                that(not self.links_of_pods(bed, i, "cni0"), "pods are on cni0")
+                bed.kubelet(i, True)
+            static_pods.answers(bed, i)
         self.each_node(bed, commands, "cni0", "kube-bridge")
         bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
+
+    def boots(self, bed, i):
+        """With a kernel that filters sources strictly again; the requests of the node begin once more."""
+        bed.reboot(i)
+        bed.on(i, STRICT)
+        bed.wait("the agent runs again", lambda: bed.on(i, "curl -s -m 5 http://127.0.0.1:20244/healthz; true").strip(), 300)
+        bed.wait("its routes are there again", lambda: len(self.routes_to_pods(bed, i)) == len(self.cidrs(bed)) * (bed.nodes - 1), 300)
+        bed.wait("the Service answers the node", lambda: all(bed.on(i, f"curl -s -m 5 http://{in_url(one)}/name; true").startswith("web-") for one in web_addresses(bed)), 300)
+        self.ask_for_ever(bed, i)
 
     def flannel_goes(self, bed):
         bed.kubectl("-n", "kube-flannel", "delete", "daemonset", "kube-flannel-ds")
@@ -413,9 +413,9 @@ class Move:
             """What pods are told by those of other nodes, with so much patience."""
             found = set()
             for i in self.nodes(bed):
-                others = [pod["status"]["podIP"] for pod in pods if pod["spec"]["nodeName"] != f"node{i}"]
+                others = addresses_of(pod for pod in pods if pod["spec"]["nodeName"] != f"node{i}")
                 for space in bed.on(i, "ls /run/netns").split():
-                    found.update(*(bed.on(i, f"nsenter --net=/run/netns/{space} curl -s -m {seconds} -o /dev/null http://{one}:8080/name && echo answered || echo silent").split() for one in others))
+                    found.update(*(bed.on(i, f"nsenter --net=/run/netns/{space} curl -s -m {seconds} -o /dev/null http://{in_url(one)}:8080/name && echo answered || echo silent").split() for one in others))
             return found
         bed.wait("pods do not reach pods", lambda: said(2) == {"silent"}, 300)
         bed.kubectl("delete", "networkpolicy", "closed")
@@ -439,55 +439,67 @@ class Move:
     def node_after_node_gets_flannels_network_back(self, bed):
         """The way back: a node has flannel's pod from its turn on, and agents go when no pod has their network any more."""
         bed.shell(page.taking_labels("flannel"))
-        bed.apply(*flannels_daemonset({"flannel": "yes"}))
+        bed.apply(*flannel.daemonset({"flannel": "yes"}))
+        if self.static and bed.kind == "native":  # where no node boots, nothing ends a static pod before flannel's file is there
+            static_pods.take(bed, self.static)
+            self.static = None
 
         def commands(i):
-            that(f"node{i}" not in self.nodes_of_flannel(bed), "flannel's pod is there too early")
+            that(f"node{i}" not in flannel.nodes_of_pods(bed), "flannel's pod is there too early")
             bed.kubectl("label", "node", f"node{i}", "flannel=yes")
-            bed.wait("flannel's pod of the node runs", lambda: f"node{i}" in self.nodes_of_flannel(bed), 300)
+            bed.wait("flannel's pod of the node runs", lambda: f"node{i}" in flannel.nodes_of_pods(bed), 300)
             # What its daemon does when its pod has come there.
-            self.put_flannel(bed, i)
-            self.put_conf(bed, i)
+            bed.on(i, self.flannel.start(i))
+            bed.put(i, OTHERS, self.flannel.conf(i))
+            if i == self.static:
+                self.boots(bed, i)
+                bed.wait("flannel's pod of the node runs again", lambda: f"node{i}" in flannel.nodes_of_pods(bed), 300)
+                bed.on(i, self.flannel.start(i))
+                static_pods.answers(bed, i)
+                return
             bed.on(i, "ip link delete kube-bridge")
             bed.shell(page.making_anew_with_an_old_server(f"node{i}"))
         self.each_node(bed, commands, "kube-bridge", "cni0")
         self.sources_are_filtered_loosely(bed)  # which a boot undoes
 
-    def nodes_of_flannel(self, bed):
-        return {pod["spec"]["nodeName"] for pod in ready_pods(bed, *FLANNELS)}
-
-    def flannel_begins_anew(self, bed, i):
-        """Its pod of a node."""
-        pod, = [pod["metadata"]["name"] for pod in ready_pods(bed, *FLANNELS) if pod["spec"]["nodeName"] == f"node{i}"]
-        bed.kubectl("-n", "kube-flannel", "delete", "pod", pod)
-        bed.wait("flannel's pod of the node runs again", lambda: f"node{i}" in self.nodes_of_flannel(bed), 300)
-
-    def before_removal(self, bed, i):
-        """Makes flannel's pod of the node anew; a script with what its daemon does then, where it puts routes in the place of the agents'; where it does not, the administrator does."""
-        self.flannel_begins_anew(bed, i)
-        return self.routes(bed, i) if self.kind == "flannel-vxlan" else page.handing_routes(self.cidr)
+    def its_network_takes_over(self, bed, i):
+        """Before the removal on a node. Flannel's pod begins anew, and puts routes in the place of others where they are not equal; where they are, or tunnels would be left in use, the
+        administrator has commands."""
+        flannel.pod_begins_anew(bed, i)
+        if self.kind == "flannel-vxlan" or self.has_tunnels(bed):
+            bed.on(i, self.flannel.routes(i))
+        if self.kind == "flannel-host-gw":
+            for one in self.cidrs(bed):
+                bed.on(i, in_family(page.handing_routes(one), one))
+        for one in self.cidrs(bed) if self.has_tunnels(bed) else ():
+            bed.on(i, in_family(page.leaving_tunnels(), one))
 
     def agents_go_and_leave_nothing(self, bed):
         bed.kubectl("delete", "-f", bed.manifest())
         bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
+        for i in self.nodes(bed) if self.has_tunnels(bed) else ():
+            self.its_network_takes_over(bed, i)
         for i in self.nodes(bed):
-            bed.on(i, self.before_removal(bed, i))
+            if not self.has_tunnels(bed):
+                self.its_network_takes_over(bed, i)
             bed.on(i, page.removal(bed.ctr()))
             left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls -A /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
-                             f"ls -A /opt/cni/bin | grep sluice; ip route show root {self.cidr} | grep 'proto 17'; true").split("\n")
+                             "ls -A /opt/cni/bin | grep sluice; ip -br link | grep -E '^(tun-|sluice)'; true").split("\n") + self.routes_to_pods(bed, i)
             that(not any(left), f"left on node {i}:", left)
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)
+        if self.serves:
+            health_checks.are_kube_proxys(bed)
         that(all(condition(node, "Ready") for node in bed.get("nodes")["items"]), "nodes are not ready")
 
     def its_daemonset_has_all_nodes_again(self, bed):
         """As before the move, and nothing is left that would decide about its pods at the next one."""
-        bed.apply(*flannels_daemonset())
+        bed.apply(*flannel.daemonset())
         bed.kubectl("-n", "kube-flannel", "rollout", "status", "daemonset/kube-flannel-ds", "--timeout=900s")
         for name in ("flannel", "sluice"):
             bed.shell(page.taking_labels(name))
         labels = {label for node in bed.get("nodes")["items"] for label in node["metadata"]["labels"]}
         that(not labels & {"flannel", "sluice"}, "nodes have", labels)
-        that(self.nodes_of_flannel(bed) == {f"node{i}" for i in self.nodes(bed)}, "flannel's pods are on", self.nodes_of_flannel(bed))
+        that(flannel.nodes_of_pods(bed) == {f"node{i}" for i in self.nodes(bed)}, "flannel's pods are on", flannel.nodes_of_pods(bed))
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """Nodes with a kubelet and a containerd each, where the nodes are (in the guest): nodes.py up FACTS | run I COMMAND... | log I PROGRAM LINES |
-proxy I FACTS on|off|end | join I FACTS | reboot I FACTS | groups NODES.
+proxy I FACTS on|off|end | kubelet I FACTS on|end | join I FACTS | reboot I FACTS | groups NODES.
 
 Beside its network a node has folders, sockets and cgroups of its own: its cgroup is the root of what it sees of them. FACTS is a JSON file: the
 cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`, and how many of them `join` later; `kubelet`, more of its
@@ -24,6 +24,7 @@ PAUSE = "docker.io/library/pause:lab"
 OWN = ("/opt", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/sluice", "/var/lib/kube-router", "/var/log/pods", "/var/log/containers")
 # Settings of the whole kernel that a kubelet writes. A node has copies: those of the machine are not its own where nodes share its kernel.
 OF_THE_KERNEL = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes")
+STATIC_PODS = "/var/lib/kubelet/static"
 SOCKET = "unix:///run/containerd/containerd.sock"
 
 
@@ -44,6 +45,7 @@ def prepare(i):
         lines += [f"mount -t tmpfs tmpfs {path}"]
     if groups.hierarchies():  # what lies below would be listed among the node's mounts
         lines += ["while umount -l /sys 2>/dev/null; do :; done", "mount -t sysfs sysfs /sys"]
+    lines += [f"mkdir {STATIC_PODS}"]
     for number, name in enumerate(name for name in OF_THE_KERNEL if os.path.exists(f"/proc/sys/{name}")):
         lines += [f"cat /proc/sys/{name} > {folder(i)}/setting{number}", f"mount --bind {folder(i)}/setting{number} /proc/sys/{name}"]
     if not os.path.exists("/lib/modules"):  # a container runtime would make what a DaemonSet mounts, in the machine's own folder
@@ -64,6 +66,12 @@ def start(i, name, words, path):
     with open(f"{folder(i)}/{name}.log", "ab") as log:
         process = subprocess.Popen(command(i, *words), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
     own.write(f"{folder(i)}/{name}.pid", str(process.pid))
+
+
+def end(i, name):
+    with open(f"{folder(i)}/{name}.pid") as handle:
+        own.end([own.identity(int(handle.read()))], 10)
+    os.unlink(f"{folder(i)}/{name}.pid")
 
 
 def containerd(i, facts):
@@ -97,7 +105,7 @@ def kubelet(i, facts):
     own.write(f"{folder(i)}/kubelet.json", json.dumps({
         "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1", "containerRuntimeEndpoint": SOCKET,
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}}, "authorization": {"mode": "AlwaysAllow"},
-        "cgroupDriver": "cgroupfs", "cgroupRoot": "/", "failSwapOn": False, "resolvConf": "", "clusterDomain": "cluster.local",
+        "staticPodPath": STATIC_PODS, "cgroupDriver": "cgroupfs", "cgroupRoot": "/", "failSwapOn": False, "resolvConf": "", "clusterDomain": "cluster.local",
         "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"}, "imageGCHighThresholdPercent": 100,
         "runtimeRequestTimeout": "10m", "nodeStatusUpdateFrequency": "5s", "volumeStatsAggPeriod": "0s", "enforceNodeAllocatable": [], **facts["kubelet"]}))
     node_ips = ",".join(net.load().addresses(i))
@@ -117,9 +125,7 @@ def kube_proxy(i, facts, wanted):
             "--conntrack-max-per-core=0", "--conntrack-min=0", "--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s"], "/usr/sbin")
     if not os.path.exists(f"{folder(i)}/kube-proxy.pid"):
         return
-    with open(f"{folder(i)}/kube-proxy.pid") as handle:
-        own.end([own.identity(int(handle.read()))], 10)
-    os.unlink(f"{folder(i)}/kube-proxy.pid")
+    end(i, "kube-proxy")
     if wanted == "off":
         own.run(*command(i, program, "--cleanup"))
 
@@ -197,6 +203,8 @@ def main(verb, *words):
         return {"join": join, "reboot": reboot}[verb](int(words[0]), own.read_json(words[1]))
     if verb == "proxy":
         return kube_proxy(int(words[0]), own.read_json(words[1]), words[2])
+    if verb == "kubelet":
+        return kubelet(int(words[0]), own.read_json(words[1])) if words[2] == "on" else end(int(words[0]), "kubelet")
     if verb == "groups":
         return print(*[path for i in range(1, int(words[0]) + 1) for path in groups.folders(i)], sep="\n")
     if verb == "run":

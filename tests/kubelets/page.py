@@ -127,6 +127,16 @@ def handing_routes(cidr):
     return command.replace("RANGE", cidr)
 
 
+def leaving_tunnels():
+    """Has pods send to nodes past the agents' tunnels again, before these go."""
+    return found(r"`(while ip rule del table 77 [^`]+)`")
+
+
+def ending_pods_by_the_runtime():
+    """Ends all pods of a node that have a network of their own, and takes flannel's away: what stands between the end of the kubelet and its start."""
+    return found(r"^    systemctl stop kubelet\n(.*?)^    systemctl start kubelet$", re.S)
+
+
 def mounts_of_removal():
     """The folders and files which `REMOVE` mounts: (path, "ro" or "rw") each."""
     return tuple(re.findall(r"src=([^,]+),\S*rbind:(r[ow])", removal("ctr")))

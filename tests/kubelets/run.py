@@ -19,6 +19,7 @@ from labkit import cluster, own  # noqa: E402
 from bed import MANIFEST, Bed  # noqa: E402
 import calico  # noqa: E402
 import dns  # noqa: E402
+import flannel  # noqa: E402
 import integrators  # noqa: E402
 import joining  # noqa: E402
 import kube_router  # noqa: E402
@@ -71,14 +72,14 @@ def main():
     parser.add_argument("--helm", action="store_true", help="the chart is installed by Helm, with the values of that file, in its place")
     parser.add_argument("--without", action="append", default=[], help="a test that is left out, by a part of its name")
     parser.add_argument("--short", action="store_true", help="of a newcomer's way what one node shows within minutes")
-    parser.add_argument("--move", choices=(*moves.KINDS, KUBE_ROUTER, calico.NAME))
+    parser.add_argument("--move", choices=(*flannel.KINDS, KUBE_ROUTER, calico.NAME))
     parser.add_argument("--services", action="store_true", help="move Services from kube-proxy and back, too")
     parser.add_argument("--proxy-mode", choices=("iptables", "nftables", "ipvs"), default="nftables", help="of kube-proxy beside a move")
     parser.add_argument("--keep", action="store_true", help="leave cluster and guest up after a failure, until a key is pressed")
     parser.add_argument("--go-on", action="store_true", help="go on after a failure")
     known = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    if known.services and known.move not in moves.KINDS:
+    if known.services and known.move not in flannel.KINDS:
         parser.error("--services is about a move from flannel")
     if known.move in (KUBE_ROUTER, calico.NAME) and known.manifest:
         parser.error("this move installs what it is about")
@@ -92,7 +93,7 @@ def main():
     elif known.move:
         is_whole = known.services or known.move == KUBE_ROUTER
         place = {"name": MANIFEST} if is_whole else {"name": "kubeadm-kuberouter", "kind": "native"}
-        bed, tests = Bed(known.binary, max(2, known.nodes), proxy_mode=known.proxy_mode, **place), (kube_router.Move() if known.move == KUBE_ROUTER else moves.Move(known.move, known.services)).tests()
+        bed, tests = Bed(known.binary, max(2, known.nodes), values=known.values, proxy_mode=known.proxy_mode, **place), (kube_router.Move() if known.move == KUBE_ROUTER else moves.Move(known.move, known.services)).tests()
     elif any(name in integrators.RENDERINGS for name in names):
         bed, tests = Bed(known.binary, known.nodes, seconds=max(cluster.SECONDS, HOST_SECONDS * known.nodes * len(names))), theirs.tests(names, known.nodes)
     elif len(names) == 1:
