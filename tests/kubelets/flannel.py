@@ -76,8 +76,10 @@ class Network:
         for j in self.ranges.keys() - {i}:
             for (_, _, device), _, theirs, address in self.families(j):
                 if self.kind == "flannel-vxlan":
+                    # Of IPv6 the kernel refuses a gateway to which a route by another device leads; flannel tries for a while, says so in its log and goes on.
+                    or_not = " || true" if ":" in theirs else ""
                     lines += [f"bridge fdb replace {mac(j)} dev {device} dst {address}", f"ip neigh replace {gateway(theirs)} lladdr {mac(j)} dev {device} nud permanent",
-                              f"ip route replace {theirs} via {gateway(theirs)} dev {device} onlink"]
+                              f"ip route replace {theirs} via {gateway(theirs)} dev {device} onlink{or_not}"]
                 else:
                     lines += [f"ip route replace {theirs} via {address}"]
         return "; ".join(lines)

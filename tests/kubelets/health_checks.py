@@ -3,7 +3,7 @@ import datetime
 
 from newcomer import that
 
-from labkit import own
+from labkit import net, own
 
 NAME, PORT = "checked", 30100
 SERVICE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME}, "spec": {
@@ -30,8 +30,13 @@ def are_kube_proxys(bed):
         bed.wait(f"kube-proxy of node {i} says how many endpoints it has", lambda i=i: owner(bed, i) == "kube-proxy" and '"localEndpoints"' in asked(bed, i), RETRIED)
 
 
+def where(bed, i):
+    """Agents serve it where they serve node ports, kube-proxy also elsewhere."""
+    return f"http://{net.Plan(bed.nodes, 0, 1, True).addresses(i)[0]}:{PORT}/"
+
+
 def asked(bed, i):
-    return bed.on(i, f"curl -s -m 5 http://127.0.0.1:{PORT}/; true")
+    return bed.on(i, f"curl -s -m 5 {where(bed, i)}; true")
 
 
 def agents_say_that_it_is_in_use(bed):
@@ -47,8 +52,8 @@ def agents_say_that_it_is_in_use(bed):
 
 def begin_asking(bed):
     """On each node, again and again until LOG.end is there; a line has when it was and the status that was answered, 000 where nobody was there."""
-    loop = f"while ! test -e {LOG}.end; do echo $(date +%FT%T.%N | cut -c1-23) $(curl -s -m 2 -o /dev/null -w %{{http_code}} http://127.0.0.1:{PORT}/); sleep 0.05; done"
     for i in range(1, bed.nodes + 1):
+        loop = f"while ! test -e {LOG}.end; do echo $(date +%FT%T.%N | cut -c1-23) $(curl -s -m 2 -o /dev/null -w %{{http_code}} {where(bed, i)}); sleep 0.05; done"
         bed.on(i, f"rm -f {LOG} {LOG}.end; setsid sh -c '{loop}' > {LOG} 2> /dev/null < /dev/null & until test -s {LOG}; do sleep 0.1; done")
 
 

@@ -463,11 +463,16 @@ class Move:
         self.sources_are_filtered_loosely(bed)  # which a boot undoes
 
     def its_network_takes_over(self, bed, i):
-        """Before the removal on a node. Flannel's pod begins anew, and puts routes in the place of others where they are not equal; where they are, or tunnels would be left in use, the
-        administrator has commands."""
+        """Before the removal on a node. Flannel's pod begins anew, and puts routes in the place of others where they are not equal; where they are, or it cannot, or tunnels would be left in
+        use, the administrator has commands."""
+        of_ipv6 = [one for one in self.cidrs(bed) if ":" in one and self.kind == "flannel-vxlan"]
+        for one in of_ipv6:
+            bed.on(i, page.leading_to_gateways(one))
         flannel.pod_begins_anew(bed, i)
         if self.kind == "flannel-vxlan" or self.has_tunnels(bed):
             bed.on(i, self.flannel.routes(i))
+        for one in of_ipv6:
+            bed.on(i, page.leading_no_more_to_gateways(one))
         if self.kind == "flannel-host-gw":
             for one in self.cidrs(bed):
                 bed.on(i, in_family(page.handing_routes(one), one))

@@ -127,6 +127,17 @@ def handing_routes(cidr):
     return command.replace("RANGE", cidr)
 
 
+def leading_to_gateways(cidr):
+    """Lets flannel put routes of IPv6 by its device in the place of the agents' to this range (`LED`)."""
+    command = found(r"^    (ip -6 route show root RANGE proto 17 .*)$")
+    return command.replace("RANGE", cidr)
+
+
+def leading_no_more_to_gateways(cidr):
+    """Takes away what that has added."""
+    return found(r"`(ip -6 route flush root RANGE [^`]+)`").replace("RANGE", cidr)
+
+
 def leaving_tunnels():
     """Has pods send to nodes past the agents' tunnels again, before these go."""
     return found(r"`(while ip rule del table 77 [^`]+)`")
