@@ -133,10 +133,11 @@ class Move:
 
     def ask_for_ever(self, bed, i):
         """Requests of a node to the Service, to one of its addresses after the other, until it ends. One that failed says when it began."""
-        ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null -w %{{time_total}} $one 2>&1"
+        # From other ports than those of a while ago (asks.py).
+        ask = f"curl -sS --local-port $((20000 + n))-$((20009 + n)) -m {PACE[bed.kind]['patience']} -o /dev/null -w %{{time_total}} $one 2>&1"
         every = " ".join(f"http://{in_url(one)}/name" for one in web_addresses(bed))
-        once = f"for one in {every}; do at=$(date +%FT%T); if said=$({ask}); then echo $at ok $said; else echo $at $said; fi; done"
-        loop = f"touch {LOG}.begun; while :; do {once}; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
+        once = f"for one in {every}; do n=$(((n + 1) % 20000)); at=$(date +%FT%T); if said=$({ask}); then echo $at ok $said; else echo $at $said; fi; done"
+        loop = f"touch {LOG}.begun; n=0; while :; do {once}; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
         # What has not begun a session of its own ends with the command. The log may be there from before a reboot.
         bed.on(i, f"rm -f {LOG}.begun; setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 & until test -e {LOG}.begun; do sleep 0.1; done")
 
