@@ -18,6 +18,7 @@ WEB, ECHO = 80, 9000  # ports of the Service
 PATIENCE = 20  # seconds; longer than any answer may take, so that a late one says how late it was
 CLOSED = "the connection that was kept was closed"
 FIRST_PORT, PORTS = 40000, 20000  # that connections begin from, one after the other
+FASTEST = 20  # connections in a second, more than anybody begins
 SERVERS = (b"web-", b"late")  # how the names of those begin that may answer
 FOREIGN = "somebody else answered"
 LATE = "answered after"  # in the place of an answer that came too late
@@ -68,7 +69,9 @@ def one_answer(address, ports):
 
 
 def main(address, path, pause, keeps=""):
-    kept, ports = None, itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
+    # Another one that asks begins elsewhere, as time goes on faster than ports do.
+    first = int(time.time() * FASTEST) % PORTS
+    kept, ports = None, (FIRST_PORT + (first + n) % PORTS for n in itertools.count())
     with open(path, "a", buffering=1) as log:
         while not os.path.exists(f"{path}.end"):
             began = now()

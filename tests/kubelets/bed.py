@@ -38,7 +38,9 @@ class Bed:
         self.kind, self.place = kind, place.choose(NAME, kind)
         self.proxy_mode = proxy_mode or PLACES[kind]["proxy_mode"]
         self.folder = own.fresh(f"{own.cache()}/{NAME}")
-        os.symlink(cluster.INSTALLED, f"{self.folder}/daemonset")
+        os.mkdir(f"{self.folder}/daemonset")
+        for file in os.listdir(cluster.INSTALLED):
+            os.symlink(f"{cluster.INSTALLED}/{file}", f"{self.folder}/daemonset/{file}")
         self.is_updated, self.seconds = is_updated, seconds
         self.by_helm, self.archives, self.groups, self.boots = False, [], [], {}
 
@@ -112,8 +114,12 @@ class Bed:
         self.has_kube_proxy = False
 
     def kube_proxy_anew(self, cidr):
-        """Starts it again on one node after the other, with another range that it takes for that of pods."""
+        """The same, with another range that it takes for that of pods."""
         own.write(f"{self.folder}/facts.json", json.dumps({**own.read_json(f"{self.folder}/facts.json"), "proxy_cidr": cidr}), 0o600)
+        self.kube_proxy_begins_anew()
+
+    def kube_proxy_begins_anew(self):
+        """Starts it again on one node after the other."""
         for i in range(1, self.nodes + 1):
             self.inside("proxy", str(i), f"{self.folder}/facts.json", "end", timeout=600)
             self.start_kube_proxy(i)
@@ -123,7 +129,10 @@ class Bed:
         """The path of what is applied."""
         if not self.values:
             return os.path.join(cluster.INSTALLED, f"{self.name}.yaml")
-        path = f"{self.folder}/manifest.yaml"
+        # In the place of the file of that name, so that commands of the documentation take it, too.
+        path = f"{self.folder}/daemonset/{self.name}.yaml"
+        if os.path.islink(path):
+            os.unlink(path)
         own.write(path, charts.rendered("-f", charts.values(self.name), *[word for value in self.values for word in ("--set", value)]))
         return path
 

@@ -56,7 +56,8 @@ class Network:
         """Its CNI file."""
         ipam = {"type": "host-local", "dataDir": "/var/lib/cni/flannel", "ranges": [[{"subnet": mine}] for mine in self.ranges[i]],
                 "routes": [{"dst": every} for _, every, _, _ in self.families(i)]}
-        bridge = {"type": "bridge", "bridge": "cni0", "mtu": 1430 if len(self.ranges[i]) > 1 else 1450, "isDefaultGateway": True, "hairpinMode": True, "ipMasq": False, "ipam": ipam}
+        mtu = 1500 if self.kind == "flannel-host-gw" else 1430 if len(self.ranges[i]) > 1 else 1450
+        bridge = {"type": "bridge", "bridge": "cni0", "mtu": mtu, "isDefaultGateway": True, "hairpinMode": True, "ipMasq": False, "ipam": ipam}
         return json.dumps({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]})
 
     def start(self, i):
@@ -76,10 +77,10 @@ class Network:
         for j in self.ranges.keys() - {i}:
             for (_, _, device), _, theirs, address in self.families(j):
                 if self.kind == "flannel-vxlan":
-                    # Of IPv6 the kernel refuses a gateway to which a route by another device leads; flannel tries for a while, says so in its log and goes on.
-                    or_not = " || true" if ":" in theirs else ""
-                    lines += [f"bridge fdb replace {mac(j)} dev {device} dst {address}", f"ip neigh replace {gateway(theirs)} lladdr {mac(j)} dev {device} nud permanent",
-                              f"ip route replace {theirs} via {gateway(theirs)} dev {device} onlink{or_not}"]
+                    entry, neighbour = f"{mac(j)} dev {device} dst {address}", f"{gateway(theirs)} lladdr {mac(j)} dev {device}"
+                    # Of IPv6 the kernel refuses a gateway to which a route by another device leads; flannel tries for a while, takes back what it has made for that node, and goes on.
+                    or_not = f" || {{ ip neigh del {neighbour}; bridge fdb del {entry}; }}" if ":" in theirs else ""
+                    lines += [f"bridge fdb replace {entry}", f"ip neigh replace {neighbour} nud permanent", f"ip route replace {theirs} via {gateway(theirs)} dev {device} onlink{or_not}"]
                 else:
                     lines += [f"ip route replace {theirs} via {address}"]
         return "; ".join(lines)

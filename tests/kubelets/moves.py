@@ -366,9 +366,11 @@ class Move:
                 bed.on(i, f"rm {OTHERS}")
                 self.boots(bed, i)
             else:
+                crictl = cluster.other(cluster.CRICTL)
                 bed.kubelet(i, False)
-                bed.on(i, f"PATH={os.path.dirname(cluster.other(cluster.CRICTL))}:$PATH; export CONTAINER_RUNTIME_ENDPOINT=unix:///run/containerd/containerd.sock; " + page.ending_pods_by_the_runtime())
-                that(not self.links_of_pods(bed, i, "cni0"), "pods are on cni0")
+                bed.on(i, f"PATH={os.path.dirname(crictl)}:$PATH; export CONTAINER_RUNTIME_ENDPOINT=unix:///run/containerd/containerd.sock; " + page.ending_pods_by_the_runtime())
+                left = bed.on(i, "ip -br link show type veth | grep -v ^eth0; true").strip()
+                that(not left, "pods have links:", left)
                 bed.kubelet(i, True)
             static_pods.answers(bed, i)
         self.each_node(bed, commands, "cni0", "kube-bridge")
@@ -472,8 +474,13 @@ class Move:
         flannel.pod_begins_anew(bed, i)
         if self.kind == "flannel-vxlan" or self.has_tunnels(bed):
             bed.on(i, self.flannel.routes(i))
+        if self.kind == "flannel-vxlan" or self.has_tunnels(bed):
+            # What the page waits for.
+            that(not self.routes_to_pods(bed, i), "flannel has not put its routes in the place of", self.routes_to_pods(bed, i))
         for one in of_ipv6:
             bed.on(i, page.leading_no_more_to_gateways(one))
+            left = bed.on(i, f"ip -6 route show root {one} proto static; true").strip()
+            that(not left, "routes of the administrator are left:", left)
         if self.kind == "flannel-host-gw":
             for one in self.cidrs(bed):
                 bed.on(i, in_family(page.handing_routes(one), one))
@@ -483,6 +490,11 @@ class Move:
     def agents_go_and_leave_nothing(self, bed):
         bed.kubectl("delete", "-f", bed.manifest())
         bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
+        if self.serves:
+            # As the page has it with a DaemonSet: one that runs does not try to listen again where nothing changes.
+            bed.kube_proxy_begins_anew()
+            health_checks.are_kube_proxys(bed)
+        that(all(" dev tun-" in line or " dev sluice" in line for i in self.nodes(bed) for line in self.routes_to_pods(bed, i)) or not self.has_tunnels(bed), "agents had no tunnels")
         for i in self.nodes(bed) if self.has_tunnels(bed) else ():
             self.its_network_takes_over(bed, i)
         for i in self.nodes(bed):
@@ -490,12 +502,10 @@ class Move:
                 self.its_network_takes_over(bed, i)
             bed.on(i, page.removal(bed.ctr()))
             left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls -A /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
-                             "ls -A /opt/cni/bin | grep sluice; ip -br link | grep -E '^(tun-|sluice)'; true").split("\n") + self.routes_to_pods(bed, i)
+                             "ls -A /opt/cni/bin | grep sluice; ip -br link | grep -E '^(tun-|sluice)'; ip rule | grep -E 'lookup 77( |$)'; ip -6 rule | grep -E 'lookup 77( |$)'; true").split("\n") + self.routes_to_pods(bed, i)
             that(not any(left), f"left on node {i}:", left)
         self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)
-        if self.serves:
-            health_checks.are_kube_proxys(bed)
         that(all(condition(node, "Ready") for node in bed.get("nodes")["items"]), "nodes are not ready")
 
     def its_daemonset_has_all_nodes_again(self, bed):

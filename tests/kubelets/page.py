@@ -123,13 +123,13 @@ def removal(ctr, with_tunnels=False):
 
 def handing_routes(cidr):
     """Puts routes of nobody's in the place of the agents' to this range (`HANDED`)."""
-    command = found(r"^    (ip route show root RANGE proto 17 .*)$")
+    command = found(r"^    (ip route show root RANGE proto 17 type unicast .*)$")
     return command.replace("RANGE", cidr)
 
 
 def leading_to_gateways(cidr):
     """Lets flannel put routes of IPv6 by its device in the place of the agents' to this range (`LED`)."""
-    command = found(r"^    (ip -6 route show root RANGE proto 17 .*)$")
+    command = found(r"^    (ip -6 route show root RANGE proto 17 type unicast .*)$")
     return command.replace("RANGE", cidr)
 
 
