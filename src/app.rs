@@ -164,6 +164,7 @@ async fn start(config: Config, recent: Recent, mut packet_filter: Deciding) -> a
     let inputs = world::Inputs {
         messages,
         wanted: wanted(&config),
+        annotations: config.node_annotations.clone(),
         host,
         last_known: config.state_dir.as_deref().map(LastKnown::new),
         clocks: clocks.to_vec(),

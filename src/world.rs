@@ -47,6 +47,7 @@ use crate::k8s::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
 use crate::model::{
     AttachmentChange, Authorities, Authority, Cluster, EventClock, Host, Report, ServiceProblems, World,
 };
+use crate::net::NodeAnnotations;
 use crate::observe::health::Note;
 
 /// Inputs of the World.
@@ -55,6 +56,8 @@ pub struct Inputs {
     pub messages: mpsc::Receiver<Message>,
     /// The parts of the cluster to read; the World is complete when each of these has been listed.
     pub wanted: Vec<Wanted>,
+    /// The annotations of Nodes that are believed.
+    pub annotations: NodeAnnotations,
     /// The facts of this host. The value at the start must be real already: it is acted upon as soon as the
     /// cluster is known.
     pub host: watch::Receiver<Arc<Host>>,
@@ -97,7 +100,7 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
     let Inputs { mut messages, wanted, mut host, last_known, clocks, sync_timeout, note, age, mut attaching, .. } =
         inputs;
     let mut builder = Builder {
-        joined: Joined::new(&wanted),
+        joined: Joined::new(&wanted).believing(inputs.annotations),
         warned: Warned::default(),
         clocks,
         out,
@@ -272,7 +275,8 @@ impl Builder {
                     self.joined.withhold(kind);
                     false
                 }
-                Event::Object(object, warnings) => {
+                Event::Object(object, mut warnings) => {
+                    warnings.extend(self.joined.unbelieved(&object));
                     self.report(&object, &warnings);
                     warned_of_services |= self.service_warnings.0.put(&object, &warnings);
                     self.joined.set_warnings(&object.id(), &warnings);
@@ -294,8 +298,7 @@ impl Builder {
             }
         }
         if warned_of_services {
-            let (warnings, out) = &self.service_warnings;
-            out.send_replace(warnings.all().clone());
+            self.service_warnings.1.send_replace(self.service_warnings.0.all().clone());
         }
         self.keep_attachments();
         self.publish(earliest);
@@ -360,9 +363,8 @@ impl Builder {
             return;
         }
         let Some(file) = self.keeper.as_ref().map(|keeper| keeper.file().clone()) else { return };
-        let path = file.path();
         let Some(read) = self.read_last_known().await else { return };
-        let path = path.display();
+        let path = file.path().to_string_lossy().into_owned();
         match read {
             Ok(Some(known)) => {
                 let (services, policies) = (known.cluster.services.len(), known.cluster.policies.len());
@@ -403,8 +405,7 @@ impl Builder {
             self.held_back = seen;
             return;
         }
-        let before = self.out.borrow().authority;
-        let now = self.joined.authority();
+        let (before, now) = (self.out.borrow().authority, self.joined.authority());
         if seen.is_none() && before == now && !self.joined.take_unpublished() {
             return;
         }

@@ -69,6 +69,16 @@ pub struct Wanted {
     pub settings: Settings,
     /// Destination port; usually that of the path.
     pub port: u16,
+    /// How many hops away the neighbour may be, at least 1: packets with less TTL (hop limit) left than of such a one are ignored (RFC 5082), because both send with the highest. `None`: any
+    /// distance, but on our link for [`Path::SingleHop`].
+    pub hops: Option<u8>,
+}
+
+impl Wanted {
+    /// The least TTL that a packet of the neighbour has left.
+    fn least_ttl(self) -> Option<u8> {
+        self.hops.map(|hops| u8::MAX - hops.max(1) + 1)
+    }
 }
 
 /// Request for a session.

@@ -3,7 +3,7 @@
 //! RFC 5880 6.3, RFC 5881 3 and 5, RFC 5883 4: a packet belongs to the session between its two addresses, and the discriminator of ours that
 //! it has, if any, must be that session's: a neighbour sends from the address that it was configured with. Single-hop sessions have their own port, and their packets have to
 //! arrive with the TTL with which they were sent, and over the link over which the route to the neighbour goes: a pod of this node may write
-//! any source address and any TTL, but its packets come over another link. From several hops away anybody may send with the neighbour's address, so there a session that
+//! any source address and any TTL, but its packets come over another link. Where it is known how many hops away a neighbour may be at most, what has come from farther is ignored. From several hops away anybody may send with the neighbour's address, so there a session that
 //! is up hears only who knows its discriminator; a neighbour that has begun anew is lost by its silence, and found again.
 //!
 //! Each session has one timer. A packet that puts it off costs no change of the sorted timers: who is woken too early is put back.
@@ -38,6 +38,8 @@ pub struct Neighbours {
     pub remotes: BTreeSet<IpAddr>,
     /// Links over which routes to them go, so far as they are known and they are to be on our link.
     pub links: BTreeSet<u32>,
+    /// The least TTL that a packet of any of them has left, where it is looked at.
+    pub least_ttl: Option<u8>,
 }
 
 /// Datagram as it was received.
@@ -58,7 +60,7 @@ pub struct Arrival<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Ignored {
     Malformed(Discarded),
-    /// It has passed a router (RFC 5881 5).
+    /// It has passed a router (RFC 5881 5), or more of them than are between us and the neighbour.
     Distant,
     /// It has come over another link than that to the neighbour.
     OtherLink,
@@ -103,6 +105,7 @@ pub struct Sessions {
 struct Entry {
     key: Key,
     port: u16,
+    least_ttl: Option<u8>,
     /// Number of the last request for it.
     request: u64,
     /// Index of the link over which the route to the neighbour goes; `None` where it is not known, or there is none.
@@ -147,6 +150,7 @@ impl Sessions {
                 Some(id) => {
                     if let Some(entry) = self.sessions.get_mut(&id) {
                         entry.port = request.wanted.port;
+                        entry.least_ttl = request.wanted.least_ttl();
                         entry.session.change(at, request.wanted.settings);
                         if std::mem::replace(&mut entry.request, request.number) != request.number {
                             entry.status = entry.session.status();
@@ -210,8 +214,8 @@ impl Sessions {
         let Request { wanted, number } = request;
         let session = Session::new(wanted.settings, id, at);
         let status = session.status();
-        let (port, interval) = (wanted.port, Duration::ZERO);
-        let entry = Entry { key, port, request: number, link: None, session, interval, timer: None, status };
+        let (port, least_ttl, interval) = (wanted.port, wanted.least_ttl(), Duration::ZERO);
+        let entry = Entry { key, port, least_ttl, request: number, link: None, session, interval, timer: None, status };
         self.sessions.insert(id, entry);
         self.keys.insert(key, id);
         // What was told of an earlier session holds no longer.
@@ -256,6 +260,9 @@ impl Sessions {
         }
         if key.path == Path::SingleHop && (arrival.link.is_none() || arrival.link != entry.link) {
             return Err(Ignored::OtherLink);
+        }
+        if entry.least_ttl.is_some_and(|least| arrival.ttl.is_none_or(|ttl| ttl < least)) {
+            return Err(Ignored::Distant);
         }
         if packet.yours == 0 && entry.key.path == Path::Multihop && entry.session.status().state == State::Up {
             return Err(Ignored::Unproven);
@@ -321,8 +328,15 @@ impl Sessions {
     /// Local addresses and kinds of ports on which packets are expected, and from whom.
     pub fn listening(&self) -> BTreeMap<(IpAddr, Path), Neighbours> {
         let mut all: BTreeMap<_, Neighbours> = BTreeMap::new();
-        for Entry { key, link, .. } in self.sessions.values() {
+        for Entry { key, link, least_ttl, .. } in self.sessions.values() {
             let neighbours = all.entry((key.local, key.path)).or_default();
+            // Of several the least one holds for all of the socket; 0 for those whose TTL is not looked at.
+            let is_first = neighbours.remotes.is_empty();
+            neighbours.least_ttl = match (least_ttl, neighbours.least_ttl) {
+                (None, None) => None,
+                (Some(least), _) if is_first => Some(*least),
+                (least, known) => Some(least.unwrap_or_default().min(known.unwrap_or_default())),
+            };
             neighbours.remotes.insert(key.remote);
             neighbours.links.extend(link);
         }

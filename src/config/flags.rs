@@ -234,6 +234,12 @@ pub struct Flags {
     /// Where routes to pods of other nodes come from: bgp (sessions between nodes) or api (the Node objects alone)
     #[arg(long, default_value = "bgp")]
     pub node_routes: String,
+    /// Whether annotations of Nodes name pod ranges in place of those in their spec; kubelets may write them
+    #[arg(long, default_value = "true")]
+    pub node_pod_cidr_annotations: bool,
+    /// Names of the Nodes that may be route reflectors; without it each that has the annotation kube-router.io/rr.server, which kubelets may write
+    #[arg(long)]
+    pub rr_server_nodes: Vec<Strings>,
     /// How this node finds the addresses by which others route to it: can-reach=ADDRESS, interface=REGEX, skip-interface=REGEX or cidr=LIST; empty means the InternalIP of its Node
     #[arg(long, default_value = "")]
     pub node_ip_autodetect: String,

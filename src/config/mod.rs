@@ -23,6 +23,7 @@ mod load_balancer;
 mod mesh;
 mod mistakes;
 mod netfilter;
+mod node_annotations;
 mod notices;
 mod observe;
 mod peers;
@@ -58,7 +59,7 @@ pub use router::{Advertise, DEFAULT_CNI_FILE, GracefulRestart, NodeRoutes, Overl
 pub use service_ranges::{Disallowed, ServiceRanges};
 pub use usage::usage;
 
-use crate::net::{AddressDetection, PerFamily, server_url};
+use crate::net::{AddressDetection, NodeAnnotations, PerFamily, server_url};
 
 /// Where container runtimes look for CNI plugins unless they are told of another directory.
 const PLUGIN_DIRECTORY: &str = "/opt/cni/bin";
@@ -96,6 +97,8 @@ pub struct Config {
     pub netfilter: Netfilter,
     /// `--node-ip-autodetect`, where the router runs; `None` for the InternalIP of the Node.
     pub node_address: Option<AddressDetection>,
+    /// `--node-pod-cidr-annotations`, `--rr-server-nodes`: what is believed of Nodes.
+    pub node_annotations: NodeAnnotations,
     /// The service proxy, when it runs or is cleaned up.
     pub proxy: Option<ProxyConfig>,
     /// The firewall, when it runs or is cleaned up.
@@ -191,6 +194,7 @@ impl Config {
             families,
             netfilter,
             node_address: node_address(flags, mistakes).filter(|_| flags.run_router && !flags.cleanup_config),
+            node_annotations: node_annotations::node_annotations(flags, mistakes),
             // A cleanup is about everything that an earlier run may have left.
             proxy: (flags.run_service_proxy || flags.cleanup_config || flags.cleanup_kube_proxy).then_some(proxy),
             firewall: (flags.run_firewall || flags.cleanup_config).then_some(firewall),
@@ -306,15 +310,20 @@ fn node_name(flags: &Flags, environment: &Environment, is_needed: bool, mistakes
         ("the name of this host", environment.host_name.as_str())
     };
     let name = typed.trim().to_ascii_lowercase();
-    let letters = name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
-    let ends = |c: char| c.is_ascii_alphanumeric();
-    if is_needed && !(letters && name.len() <= 253 && name.starts_with(ends) && name.ends_with(ends)) {
+    if is_needed && !is_node_name(&name) {
         mistakes.add(format!(
             "{origin} cannot be a node's name, which has letters, digits, - and . only: \
              set --hostname-override to the name of this node; it is {typed:?}."
         ));
     }
     name
+}
+
+/// Returns whether a Node may have this name (RFC 1123, a subdomain).
+fn is_node_name(name: &str) -> bool {
+    let letters = name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
+    let ends = |c: char| c.is_ascii_alphanumeric();
+    letters && name.len() <= 253 && name.starts_with(ends) && name.ends_with(ends)
 }
 
 /// The method by which addresses of this node are detected; `None` without one.

@@ -88,7 +88,7 @@ pub fn peer(asked: RequestContext, speaker: &Speaker, address: IpAddr, neighbour
 }
 
 fn bfd(liveness: &Liveness) -> BfdPeerConfig {
-    let Wanted { settings, port } = liveness.wanted;
+    let Wanted { settings, port, .. } = liveness.wanted;
     let microseconds = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
     BfdPeerConfig {
         enabled: true,

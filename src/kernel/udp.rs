@@ -88,6 +88,20 @@ pub fn receiving(on: SocketAddr, tells_way: bool) -> Result<UdpSocket, Error> {
     opened().map(UdpSocket::from).map_err(|errno| Error::errno("listen on UDP", on.to_string(), errno))
 }
 
+/// Has the TTL (hop limit) of each datagram told from now on.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn tell_ttl(socket: &UdpSocket) -> Result<(), Error> {
+    let asked = |errno| Error::errno("ask for the TTL of datagrams", "a UDP socket", errno);
+    let on = socket.local_addr().map_err(|error| asked(Errno::from_io_error(&error).unwrap_or(Errno::INVAL)))?;
+    let (level, name) = match on {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTTL),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    };
+    set(socket, level, name, 1).map_err(asked)
+}
+
 /// Opens a socket that sends from one address and port to another, with the highest TTL.
 ///
 /// # Errors
@@ -146,7 +160,7 @@ fn open(family_of: IpAddr) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn set(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> rustix::io::Result<()> {
+fn set(socket: &impl AsRawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> rustix::io::Result<()> {
     let value = value.to_ne_bytes();
     // SAFETY: the descriptor is open as long as it is borrowed, and the kernel reads no more than the length that is given, which is
     // that of the value.

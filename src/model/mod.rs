@@ -15,6 +15,7 @@ mod host;
 mod interner;
 mod name;
 mod node;
+mod node_annotations;
 mod pod;
 mod policies;
 mod policy;

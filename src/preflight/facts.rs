@@ -204,7 +204,10 @@ pub enum ClusterFacts {
 #[derive(Clone, Debug)]
 pub struct ApiFacts {
     pub version: Option<String>,
+    /// As far as it is believed.
     pub node: Result<Node, Unknown>,
+    /// Pod ranges that annotations of the Node name, and that a flag leaves out.
+    pub unbelieved: Vec<IpNet>,
     pub rights: Vec<AskedRight>,
     /// The first address of each Node; empty where no link can have as many as the kernel finds out neighbours, so that nobody asked.
     pub nodes: Result<Vec<IpAddr>, Unknown>,

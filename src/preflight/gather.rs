@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Access as Mode, access};
@@ -326,7 +327,13 @@ fn cluster(config: &Config, network: &NetworkFacts, answers: Duration) -> Cluste
 }
 
 async fn of_api(client: &Questions, version: Option<String>, config: &Config, network: &NetworkFacts) -> ApiFacts {
-    let node = api::node_named(client, &config.node_name).await;
+    let said = api::node_named(client, &config.node_name).await;
+    let believed = |node: &Node| Arc::new(node.clone()).as_believed(&config.node_name, &config.node_annotations);
+    let node = said.as_ref().map(|node| Arc::unwrap_or_clone(believed(node))).map_err(Clone::clone);
+    let unbelieved = match (said, &node) {
+        (Ok(said), Ok(node)) if said.pod_cidrs != node.pod_cidrs => said.pod_cidrs,
+        _ => Vec::new(),
+    };
     let needed = cluster::rights(config, node.as_ref().ok());
     let rights: Vec<api::Right> = needed.iter().map(|need| need.right.clone()).collect();
     let answers = api::review(client, &rights).await;
@@ -345,6 +352,7 @@ async fn of_api(client: &Questions, version: Option<String>, config: &Config, ne
     ApiFacts {
         version,
         node,
+        unbelieved,
         rights: asked,
         own_cluster_ips: api::own_cluster_ips(client).await,
         service_ranges: api::service_ranges(client).await,

@@ -176,7 +176,7 @@ pub fn peering(
         client: false,
         own: PerFamily::from_fn(|of| with_here(*addresses.of(of), of)),
         next_hops: if peer.next_hop_self == Some(false) { NextHops::Kept } else { NextHops::Usual },
-        liveness: peer.bfd.map(|bfd| liveness(bfd, distance(bfd, is_on_link))),
+        liveness: peer.bfd.map(|bfd| liveness(bfd, distance(bfd, is_on_link), None)),
         expected: true,
         first_as: false,
         most: PerFamily::from_fn(|of| Some(peer.prefix_limits.of(of).unwrap_or(MOST))),

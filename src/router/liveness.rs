@@ -18,13 +18,13 @@ pub fn distance(bfd: Bfd, is_on_link: bool) -> Path {
     if is_on_link && bfd.port != MULTIHOP { Path::SingleHop } else { Path::Multihop }
 }
 
-/// Returns the BFD session with a neighbour at this distance. Any other port than the default one is that of the neighbour.
-pub fn liveness(bfd: Bfd, path: Path) -> Liveness {
+/// Returns the BFD session with a neighbour at this distance, from which nothing is taken that has passed more hops than these. Any other port than the default one is that of the neighbour.
+pub fn liveness(bfd: Bfd, path: Path, hops: Option<u8>) -> Liveness {
     let settings = Settings {
         multiplier: bfd.multiplier,
         send: Duration::from_millis(bfd.send.into()),
         receive: Duration::from_millis(bfd.receive.into()),
     };
     let port = if bfd.port == Bfd::PORT { path.port() } else { bfd.port };
-    Liveness { path, wanted: Wanted { settings, port } }
+    Liveness { path, wanted: Wanted { settings, port, hops } }
 }

@@ -147,7 +147,9 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
         client,
         own: own.addresses,
         next_hops: NextHops::Usual,
-        liveness: config.bfd_mesh.map(|bfd| liveness(Bfd { port: Bfd::PORT, ..bfd }, Path::Multihop)),
+        liveness: config
+            .bfd_mesh
+            .map(|bfd| liveness(Bfd { port: Bfd::PORT, ..bfd }, Path::Multihop, config.mesh.ttl_security)),
         first_as: false,
         most: PerFamily::from_fn(|_| Some(config.mesh.most_prefixes)),
     }))

@@ -14,6 +14,7 @@
 //! are told apart ([`crate::model::UnreadPolicies`]): what one of them denied can be found in the kernel by its name alone, so all others go on
 //! without it.
 
+mod believed;
 mod own_node;
 mod policy_problems;
 mod slices;
@@ -34,11 +35,13 @@ use crate::model::{
     Attachment, AttachmentChange, Authorities, Authority, Cluster, Host, Node, ObjectName, Pod, PolicyProblems, Table,
     World,
 };
+use crate::net::NodeAnnotations;
 
 /// All known state, from all inputs.
 pub struct Joined {
     cluster: Cluster,
     host: Arc<Host>,
+    annotations: NodeAnnotations,
     /// Our own Node as the source has told it.
     own_node: Option<Arc<Node>>,
     slices: SliceOwners,
@@ -101,6 +104,7 @@ impl Joined {
         Joined {
             cluster: Cluster::default(),
             host: Arc::new(Host::default()),
+            annotations: NodeAnnotations::default(),
             own_node: None,
             slices: SliceOwners::default(),
             attachments: Attachments::default(),
@@ -250,7 +254,7 @@ impl Joined {
     /// counts more.
     pub fn remember(&mut self, remembered: Known) {
         self.has_asked = true;
-        let Known { cluster, kinds, all_nodes } = remembered;
+        let Known { cluster, kinds, all_nodes } = self.remembered_as_believed(remembered);
         self.router.may_be_remembered = all_nodes;
         for kind in kinds {
             let is_missing = |listing: &Listing| listing.kind == kind && (!listing.is_known || listing.is_withheld);
@@ -368,6 +372,7 @@ impl Joined {
         }
         self.unpublished |= self.unknown.remove(&id);
         let object = self.with_last_good_peers(object);
+        let object = self.as_believed(object);
         let own = &mut self.cluster;
         let changed = match object {
             Object::Service(name, value) => {

@@ -10,6 +10,7 @@ use super::*;
 use crate::k8s::client::{Access, client};
 use crate::k8s::watch::tests::api_server::{self, ApiServer};
 use crate::model::{Attachment, AttachmentId, Authority, Change, HostAddress, ObjectName, Pod, Report};
+use crate::net::NodeAnnotations;
 use crate::observe::given::logged;
 use crate::observe::health::Health;
 
@@ -46,6 +47,7 @@ fn rig_attaching(wanted: Vec<Wanted>, state_dir: Option<&Path>, attaching: Optio
     let inputs = Inputs {
         messages: receiver,
         wanted,
+        annotations: NodeAnnotations::default(),
         host: host_receiver,
         last_known,
         clocks: vec![clock.clone()],
@@ -179,6 +181,7 @@ fn from_api(client: crate::k8s::client::ApiClient, state_dir: &Path, wanted: &[W
     let inputs = Inputs {
         messages: receiver,
         wanted,
+        annotations: NodeAnnotations::default(),
         host: host_receiver,
         last_known,
         clocks: vec![clock.clone()],

@@ -144,6 +144,7 @@ fn fed() -> Fed {
     let inputs = Inputs {
         messages: receiver,
         wanted: WANTED.to_vec(),
+        annotations: sluice::net::NodeAnnotations::default(),
         host: host_receiver,
         last_known: None,
         clocks,

@@ -89,6 +89,7 @@ fn reader(messages: mpsc::Receiver<Message>) -> Reader {
     let inputs = Inputs {
         messages,
         wanted: WANTED.to_vec(),
+        annotations: sluice::net::NodeAnnotations::default(),
         host: host_receiver,
         last_known: None,
         clocks,

@@ -13,7 +13,8 @@ use crate::network::{Event, Network, address, host_of};
 const TIME: Duration = Duration::from_secs(2);
 /// Time after which both ends of a cut have noticed it: that of detection, and of the last packets that were on their way.
 pub const NOTICED: Duration = Duration::from_millis(6100);
-const WANTED: Wanted = Wanted { settings: Settings { multiplier: 3, send: TIME, receive: TIME }, port: MULTIHOP };
+const WANTED: Wanted =
+    Wanted { settings: Settings { multiplier: 3, send: TIME, receive: TIME }, port: MULTIHOP, hops: None };
 
 pub fn liveness() -> Liveness {
     Liveness { path: Path::Multihop, wanted: WANTED }

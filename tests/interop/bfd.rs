@@ -27,7 +27,7 @@ const TIME: Duration = Duration::from_millis(100);
 const SETTINGS: Settings = Settings { multiplier: 3, send: TIME, receive: TIME };
 
 fn session(path: Path) -> Wanted {
-    Wanted { settings: SETTINGS, port: path.port() }
+    Wanted { settings: SETTINGS, port: path.port(), hops: None }
 }
 
 fn request(wanted: Wanted) -> Request {
@@ -315,7 +315,8 @@ fn a_session_of_ours_ends_with_its_path_and_comes_back_with_it() {
 /// As `watched`, with times that leave a process that is started again the time to be back before its end is noticed.
 fn slowly_watched(wanted: WantedNeighbour) -> WantedNeighbour {
     let time = Duration::from_millis(600);
-    let wanted_session = Wanted { settings: Settings { multiplier: 3, send: time, receive: time }, port: 3784 };
+    let wanted_session =
+        Wanted { settings: Settings { multiplier: 3, send: time, receive: time }, port: 3784, hops: None };
     let liveness = Liveness { path: Path::SingleHop, wanted: wanted_session };
     WantedNeighbour { liveness: Some(liveness), ..wanted }
 }
@@ -514,7 +515,7 @@ fn a_thousand_sessions_share_few_wakes_and_none_of_them_flaps() {
                 let (remote, local) = if turned { (us, them) } else { (them, us) };
                 Key { remote, local, path: Path::SingleHop }
             };
-            theirs().map(|them| (key(them), request(Wanted { settings, port: 3784 }))).collect()
+            theirs().map(|them| (key(them), request(Wanted { settings, port: 3784, hops: None }))).collect()
         };
         let before = threads("bfd");
         let one = Watcher::start(&hosts[0]);

@@ -116,6 +116,7 @@ async fn read_world(file: &Path) -> World {
     let inputs = world::Inputs {
         messages,
         wanted,
+        annotations: sluice::net::NodeAnnotations::default(),
         host,
         last_known: None,
         clocks: Vec::new(),

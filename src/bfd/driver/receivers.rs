@@ -98,7 +98,10 @@ impl Receiver {
         // A datagram does not say by which link the address of its source is meant.
         let sources = neighbours.remotes.iter().map(|remote| to_socket(*remote, 0).ip()).collect();
         let links = (path == Path::SingleHop).then(|| neighbours.links.clone());
-        udp::expect(socket, &Expected { sources, links })?;
+        if neighbours.least_ttl.is_some() {
+            udp::tell_ttl(socket)?;
+        }
+        udp::expect(socket, &Expected { sources, links, least_ttl: neighbours.least_ttl.unwrap_or_default() })?;
         self.heard = Some(neighbours);
         Ok(())
     }

@@ -11,7 +11,7 @@ fn key(last: u8, path: Path) -> Key {
 }
 
 fn wanted(keys: impl IntoIterator<Item = Key>) -> BTreeMap<Key, Request> {
-    let request = Request { wanted: Wanted { settings: SETTINGS, port: SINGLE_HOP }, number: 1 };
+    let request = Request { wanted: Wanted { settings: SETTINGS, port: SINGLE_HOP, hops: None }, number: 1 };
     keys.into_iter().map(|key| (key, request)).collect()
 }
 
@@ -101,6 +101,37 @@ fn a_packet_that_passed_a_router_is_none_of_a_neighbour_on_our_link() {
     assert_eq!(sessions.receive(now, untold), Err(Ignored::Distant));
     assert_eq!(sessions.receive(now, arrival(far, 64, &first)), Ok(()));
     assert_eq!(sessions.receive(now, arrival(far, 64, &[])), Err(Ignored::Malformed(Discarded::Length)));
+}
+
+#[test]
+fn a_packet_that_passed_more_routers_than_are_before_a_neighbour_is_none_of_it() {
+    let (now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let (far, any) = (key(2, Path::Multihop), key(3, Path::Multihop));
+    let with_hops = |hops| {
+        let mut requests = wanted([far]);
+        requests.values_mut().for_each(|request| request.wanted.hops = Some(hops));
+        requests
+    };
+    let least = |sessions: &Sessions| sessions.listening()[&(far.local, far.path)].least_ttl;
+    want(&mut sessions, now, &with_hops(1));
+    assert_eq!(least(&sessions), Some(255));
+    let first = said(State::Down, 0);
+    for ttl in [Some(254), Some(1), None] {
+        let arrival = Arrival { ttl, ..arrival(far, 255, &first) };
+        assert_eq!(sessions.receive(now, arrival), Err(Ignored::Distant), "a pod of another node has sent it");
+    }
+    assert_eq!(sessions.receive(now, arrival(far, 255, &first)), Ok(()));
+    let mine = status(&sessions, far).mine;
+    let named = said(State::Init, mine);
+    assert_eq!(sessions.receive(now, arrival(far, 254, &named)), Err(Ignored::Distant), "whatever it knows");
+    // The flag changes with a restart alone, the neighbours of one socket do with any event.
+    want(&mut sessions, now, &with_hops(2));
+    assert_eq!((least(&sessions), status(&sessions, far).mine), (Some(254), mine));
+    assert_eq!(sessions.receive(now, arrival(far, 254, &named)), Ok(()));
+    want(&mut sessions, now, &with_hops(2).into_iter().chain(wanted([any])).collect());
+    assert_eq!(least(&sessions), Some(0), "the kernel has to let through what is for the other one");
+    want(&mut sessions, now, &wanted([any]));
+    assert_eq!(sessions.receive(now, arrival(any, 1, &first)), Ok(()));
 }
 
 #[test]
@@ -357,6 +388,7 @@ fn packets_are_expected_from_neighbours_and_over_the_links_to_those_on_our_link(
     let expected = |last: &[u8], links: &[u32]| Neighbours {
         remotes: last.iter().map(|last| key(*last, Path::SingleHop).remote).collect(),
         links: links.iter().copied().collect(),
+        least_ttl: None,
     };
     let all = |near: Neighbours| {
         let of = |at: Key, neighbours| ((at.local, at.path), neighbours);

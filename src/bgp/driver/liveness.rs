@@ -224,7 +224,7 @@ mod tests {
 
     fn wanted(all: &[(u8, u32)]) -> BTreeMap<Key, (Wanted, PeerId)> {
         let time = Duration::from_secs(1);
-        let wanted = Wanted { settings: Settings { multiplier: 3, send: time, receive: time }, port: 3784 };
+        let wanted = Wanted { settings: Settings { multiplier: 3, send: time, receive: time }, port: 3784, hops: None };
         all.iter().map(|(last, neighbour)| (key(*last), (wanted, PeerId(*neighbour)))).collect()
     }
 

@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 33] = [
+const MORE: [&str; 35] = [
     "bgp-graceful-restart-notification",
     "bgp-llgr-time",
     "bgp-mesh-holdtime",
@@ -109,6 +109,7 @@ const MORE: [&str; 33] = [
     "netpol-flush-established",
     "netpol-source-guard",
     "node-ip-autodetect",
+    "node-pod-cidr-annotations",
     "node-routes",
     "overlay-encap-receive",
     "overlay-vxlan-id",
@@ -117,6 +118,7 @@ const MORE: [&str; 33] = [
     "overlay-wireguard-rotate-key",
     "peer-router-interfaces",
     "peer-router-passwords-dir",
+    "rr-server-nodes",
     "socket",
     "state-dir",
 ];

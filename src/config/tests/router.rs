@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::DrainLabel;
-use crate::net::{Family, Password, Remote, RemoteAs};
+use crate::net::{Family, NodeAnnotations, Password, Remote, RemoteAs};
 
 /// The router's configuration, whether or not this build has a router.
 fn router(words: &[&str]) -> RouterConfig {
@@ -238,6 +238,24 @@ fn places_of_passwords_do_not_depend_on_where_the_program_was_started() {
             &[&format!("--{flag}=secrets")],
             &[&format!("--{flag} must be an absolute path, one that begins with /; it is \"secrets\".")],
         );
+    }
+}
+
+#[test]
+fn annotations_of_nodes_are_believed_unless_flags_say_less() {
+    assert_eq!(config(&[]).node_annotations, NodeAnnotations::default());
+    let names = ["--rr-server-nodes=Node-1, node-2", "--rr-server-nodes=node-3"];
+    let found = config(&[&["--node-pod-cidr-annotations=false"][..], &names].concat()).node_annotations;
+    let reflectors = ["node-1", "node-2", "node-3"].map(Into::into).into();
+    assert_eq!(found, NodeAnnotations { pod_cidrs: false, reflectors: Some(reflectors) });
+    let mistaken = |typed: &[&str], odd: &str| {
+        let why = "--rr-server-nodes must be names of Nodes with commas between them, like node-1,node-2; ".to_owned();
+        check_mistakes(typed, &[&format!("{why}{odd:?} is none.")]);
+    };
+    mistaken(&["--rr-server-nodes=node-1,,node-2"], "");
+    assert_eq!(config(&["--rr-server-nodes="]).node_annotations, NodeAnnotations::default(), "its default");
+    for odd in ["node-1 node-2", "node/node-1", "[node-1]"] {
+        mistaken(&[&format!("--rr-server-nodes={odd}")], odd);
     }
 }
 

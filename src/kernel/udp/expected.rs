@@ -24,6 +24,8 @@ pub struct Expected {
     pub sources: BTreeSet<IpAddr>,
     /// Indices of the links over which datagrams have to come, and with the highest TTL (hop limit); `None` where they may come from anywhere.
     pub links: Option<BTreeSet<u32>>,
+    /// The least TTL (hop limit) that they may have left, where they may come from anywhere.
+    pub least_ttl: u8,
 }
 
 /// `SKF_NET_OFF`, and `SKF_AD_OFF + SKF_AD_IFINDEX`.
@@ -60,8 +62,12 @@ pub fn expect(socket: &UdpSocket, expected: &Expected) -> Result<(), Error> {
 fn program(expected: &Expected, secrets: &[u32; PARTS]) -> Vec<Instruction> {
     let Some(first) = expected.sources.first() else { return vec![DROP] };
     let mut program = Vec::new();
+    let load_ttl = load_1(NETWORK.wrapping_add(if first.is_ipv4() { TTL } else { HOP_LIMIT }));
+    if expected.links.is_none() && expected.least_ttl > 0 {
+        program.extend([load_ttl, unless_less(expected.least_ttl.into()), skip(1), DROP]);
+    }
     if let Some(links) = &expected.links {
-        program.push(load_1(NETWORK.wrapping_add(if first.is_ipv4() { TTL } else { HOP_LIMIT })));
+        program.push(load_ttl);
         program.extend(among(&[u32::from(u8::MAX)], DROP));
         let links: Vec<u32> = links.iter().copied().collect();
         if links.len() <= socket_filter::MOST {
@@ -157,6 +163,10 @@ mod tests {
         socket_filter::passes(program, load)
     }
 
+    fn of(source: IpAddr) -> Expected {
+        Expected { sources: BTreeSet::from([source]), ..Expected::default() }
+    }
+
     /// Every other address of a network.
     fn sources(is_v4: bool, count: u32) -> (BTreeSet<IpAddr>, BTreeSet<IpAddr>) {
         let address = |number: u32| -> IpAddr {
@@ -175,7 +185,7 @@ mod tests {
         for is_v4 in [true, false] {
             for count in [1, 2, 63, 64, 65, 500, 1000, MOST as u32] {
                 let (known, others) = sources(is_v4, count);
-                let program = program(&Expected { sources: known.clone(), links: None }, &SECRETS);
+                let program = program(&Expected { sources: known.clone(), ..Expected::default() }, &SECRETS);
                 let from = |from: &IpAddr| passes(&program, Packet { from: *from, ttl: 64, link: 9 });
                 assert!(known.iter().all(from), "{count}");
                 assert_eq!(others.iter().filter(|one| from(one)).count(), 0, "{count}");
@@ -186,7 +196,7 @@ mod tests {
     #[test]
     fn a_neighbour_on_the_link_is_heard_over_its_link_and_with_the_highest_ttl_alone() {
         for from in ["192.0.2.2", "2001:db8::2"].map(|text| text.parse::<IpAddr>().unwrap()) {
-            let expected = Expected { sources: BTreeSet::from([from]), links: Some(BTreeSet::from([2, 7])) };
+            let expected = Expected { links: Some(BTreeSet::from([2, 7])), ..of(from) };
             let program = program(&expected, &SECRETS);
             let arrives = |ttl, link| passes(&program, Packet { from, ttl, link });
             assert!(arrives(255, 2) && arrives(255, 7));
@@ -196,11 +206,21 @@ mod tests {
     }
 
     #[test]
+    fn a_neighbour_that_may_be_so_many_hops_away_is_not_heard_from_farther() {
+        for from in ["192.0.2.2", "2001:db8::2"].map(|text| text.parse::<IpAddr>().unwrap()) {
+            let program = program(&Expected { least_ttl: 254, ..of(from) }, &SECRETS);
+            let arrives = |ttl| passes(&program, Packet { from, ttl, link: 9 });
+            assert!(arrives(255) && arrives(254));
+            assert!(!arrives(253) && !arrives(64) && !arrives(0));
+        }
+    }
+
+    #[test]
     fn nobody_is_heard_where_nobody_is_expected_and_over_no_link_where_none_is_known() {
         let from = IpAddr::from([192, 0, 2, 2]);
         let packet = Packet { from, ttl: 255, link: 2 };
         assert!(!passes(&program(&Expected::default(), &SECRETS), packet));
-        let unknown = Expected { sources: BTreeSet::from([from]), links: Some(BTreeSet::new()) };
+        let unknown = Expected { links: Some(BTreeSet::new()), ..of(from) };
         assert!(!passes(&program(&unknown, &SECRETS), packet));
     }
 
@@ -208,7 +228,7 @@ mod tests {
     fn more_sources_and_links_than_fit_are_all_heard() {
         let (known, _) = sources(true, MOST as u32 + 1);
         let links = (1..=socket_filter::MOST as u32 + 1).collect();
-        let program = program(&Expected { sources: known, links: Some(links) }, &SECRETS);
+        let program = program(&Expected { sources: known, links: Some(links), least_ttl: 0 }, &SECRETS);
         let packet = Packet { from: IpAddr::from([203, 0, 113, 1]), ttl: 255, link: 9999 };
         assert!(passes(&program, packet) && !passes(&program, Packet { ttl: 64, ..packet }));
     }
@@ -217,7 +237,7 @@ mod tests {
     fn a_thousand_sources_fit_twice_into_what_a_socket_of_an_old_kernel_may_have_and_the_most_fit_once() {
         let size = |count: u32, is_v4| {
             let links = Some((1..=4).collect());
-            let program = program(&Expected { sources: sources(is_v4, count).0, links }, &SECRETS);
+            let program = program(&Expected { sources: sources(is_v4, count).0, links, least_ttl: 0 }, &SECRETS);
             socket_filter::weight(&program)
         };
         for is_v4 in [true, false] {

@@ -227,15 +227,34 @@ fn node(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
             config.router.as_ref().filter(|_| lacks).and_then(|router| without_range(router, family))
         {
             let what = format!("it has no {family} range for pods");
-            let todo = "start kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr, or set the annotation \
-                kube-router.io/pod-cidrs".to_owned();
+            let allocate = "start kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr, or ";
+            let annotate = match config.node_annotations.pod_cidrs {
+                true => "set the annotation kube-router.io/pod-cidrs",
+                false => "set the annotation kube-router.io/pod-cidrs, and leave --node-pod-cidr-annotations=false out",
+            };
+            let todo = format!("{allocate}{annotate}");
             findings.push(Finding::bad(level, subject.clone(), [what, why, todo]));
         }
     }
+    findings.extend(ranges_that_are_not_believed(api, &subject));
     if findings.is_empty() {
         findings.push(Finding::ok(subject, "it has the addresses and ranges that are needed"));
     }
     findings
+}
+
+/// Returns what becomes of pod ranges that annotations name and a flag leaves out.
+fn ranges_that_are_not_believed(api: &ApiFacts, subject: &str) -> Option<Finding> {
+    let ranges: Vec<String> = api.unbelieved.iter().map(ToString::to_string).collect();
+    let what = format!(
+        "its annotation names {} for pods, and --node-pod-cidr-annotations=false leaves that out",
+        ranges.join(", ")
+    );
+    let why = "pods that have addresses of these get no packets any more, and new ones have addresses of spec.podCIDRs"
+        .to_owned();
+    let todo =
+        "leave the flag out, or make the node's pods anew behind the change, and take the annotation away".to_owned();
+    (!ranges.is_empty()).then(|| Finding::bad(Level::Degraded, subject.to_owned(), [what, why, todo]))
 }
 
 /// Findings on rights; those that lack on one resource for one reason share a finding.

@@ -62,6 +62,7 @@ fn facts(config: &Config) -> Facts {
     let rights = cluster::rights(config, Some(&node)).into_iter();
     let rights = rights.map(|need| AskedRight { right: need.right, allowed: Allowed::Yes, is_served: true }).collect();
     let api = ApiFacts {
+        unbelieved: Vec::new(),
         version: Some("v1.36.1".to_owned()),
         node: Ok(node),
         rights,

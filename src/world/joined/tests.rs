@@ -1,3 +1,4 @@
+mod believed;
 mod optional_kinds;
 mod own_node;
 mod peers;

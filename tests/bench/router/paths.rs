@@ -23,7 +23,8 @@ pub struct Paths {
 impl Paths {
     /// Begins sessions from these addresses, and says `watched` when all are up.
     pub fn start(daemon: IpAddr, locals: impl Iterator<Item = IpAddr>, since: Instant) -> Paths {
-        let wanted = Wanted { settings: Settings { multiplier: 3, send: TIME, receive: TIME }, port: MULTIHOP };
+        let wanted =
+            Wanted { settings: Settings { multiplier: 3, send: TIME, receive: TIME }, port: MULTIHOP, hops: None };
         let key = |local| Key { remote: daemon, local, path: Path::Multihop };
         let requests: BTreeMap<Key, Request> =
             locals.map(|local| (key(local), Request { wanted, number: 1 })).collect();

@@ -126,7 +126,8 @@ fn received(others: &Others, path: Path, is_v4: bool, is_filtered: bool) -> (usi
     let socket = listening(on, path == Path::SingleHop);
     if is_filtered {
         let links = (path == Path::SingleHop).then(|| BTreeSet::from([index("eth0")]));
-        udp::expect(&socket, &Expected { sources: BTreeSet::from([them]), links }).expect("the kernel takes it");
+        udp::expect(&socket, &Expected { sources: BTreeSet::from([them]), links, least_ttl: 0 })
+            .expect("the kernel takes it");
     }
     let pod: IpAddr = if is_v4 { "10.244.1.2" } else { "fd00:10:244:1::2" }.parse().expect("an address");
     let sender =
@@ -178,6 +179,32 @@ fn datagrams_of_a_pod_take_no_place_from_those_of_a_neighbour() {
 }
 
 #[test]
+fn a_datagram_that_passed_more_routers_than_it_may_have_does_not_reach_the_socket_and_of_others_the_ttl_is_told() {
+    in_new(|| {
+        for local in ["127.0.0.1:0", "[::1]:0"] {
+            let socket = udp::receiving(local.parse().expect("an address"), false).expect("a socket");
+            let to = socket.local_addr().expect("it has one");
+            udp::tell_ttl(&socket).expect("the kernel does");
+            let sources = BTreeSet::from([to.ip()]);
+            udp::expect(&socket, &Expected { sources, links: None, least_ttl: 254 }).expect("the kernel takes it");
+            let sender = udp::sending(SocketAddr::new(to.ip(), 0), to).expect("a socket");
+            for ttl in [255, 253, 64, 254] {
+                match to {
+                    SocketAddr::V4(_) => rustix::net::sockopt::set_ip_ttl(&sender, ttl),
+                    SocketAddr::V6(_) => rustix::net::sockopt::set_ipv6_unicast_hops(&sender, Some(ttl as u8)),
+                }
+                .expect("any TTL will do");
+                sender.send(b"?").expect("it is sent");
+            }
+            let mut batch = Batch::default();
+            batch.read(&socket);
+            let heard: Vec<Option<u8>> = batch.datagrams().map(|one| one.ttl).collect();
+            assert_eq!((heard, udp::dropped(&socket)), (vec![Some(255), Some(254)], Ok(2)), "{local}");
+        }
+    });
+}
+
+#[test]
 fn as_many_sources_as_fit_can_be_replaced_by_others_with_the_space_of_an_old_kernel() {
     in_new(|| {
         // A namespace of kernels before 6.9 has no such setting: that of the host holds, which is not ours to change.
@@ -193,7 +220,7 @@ fn as_many_sources_as_fit_can_be_replaced_by_others_with_the_space_of_an_old_ker
             for round in 0..3 {
                 let others: BTreeSet<IpAddr> = (round..round + udp::MOST as u32).map(source).collect();
                 let links = Some(BTreeSet::from([1]));
-                udp::expect(&socket, &Expected { sources: others, links }).expect("there is space");
+                udp::expect(&socket, &Expected { sources: others, links, least_ttl: 0 }).expect("there is space");
                 let sender = udp::sending(SocketAddr::new(to.ip(), 0), to).expect("a socket");
                 sender.send(b"?").expect("it is sent");
                 assert_eq!(udp::dropped(&socket).expect("it tells"), round + 1, "it is nobody's");
@@ -218,7 +245,8 @@ impl Watcher {
 
     fn want(&self, keys: &[Key], time: Duration) {
         let settings = Settings { multiplier: 3, send: time, receive: time };
-        let one = |key: &Key| (*key, Request { wanted: Wanted { settings, port: key.path.port() }, number: 1 });
+        let one =
+            |key: &Key| (*key, Request { wanted: Wanted { settings, port: key.path.port(), hops: None }, number: 1 });
         self.handle.as_ref().expect("it runs").want(keys.iter().map(one).collect());
     }
 

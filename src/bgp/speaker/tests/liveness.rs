@@ -6,7 +6,7 @@ use crate::bfd::{Diagnostic, Path, Settings as Times, State as Bfd, Status, Want
 fn watched(number: u8) -> WantedNeighbour {
     let time = Duration::from_millis(300);
     let settings = Times { multiplier: 3, send: time, receive: time };
-    let liveness = Liveness { path: Path::SingleHop, wanted: Wanted { settings, port: 3784 } };
+    let liveness = Liveness { path: Path::SingleHop, wanted: Wanted { settings, port: 3784, hops: None } };
     WantedNeighbour { liveness: Some(liveness), ..wanted(number) }
 }
 

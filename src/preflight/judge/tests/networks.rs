@@ -42,6 +42,15 @@ fn networks_of_the_host_in_the_ranges_of_pods_and_services_are_named() {
 }
 
 #[test]
+fn ranges_that_an_annotation_names_and_a_flag_leaves_out_are_named() {
+    let unbelieved = |facts: &mut Facts| api(facts).unbelieved = vec!["10.245.1.0/24".parse().expect("a range")];
+    let flag = "--node-pod-cidr-annotations=false";
+    check(&[flag], unbelieved, Level::Degraded, &["10.245.1.0/24", flag, "pods anew", "leave the flag out"]);
+    let without = |facts: &mut Facts| api(facts).node.as_mut().expect("it is known").pod_cidrs.clear();
+    check(&[flag], without, Level::Fatal, &["no IPv4 range", "leave --node-pod-cidr-annotations=false out"]);
+}
+
+#[test]
 fn as_many_nodes_on_links_as_the_kernel_finds_out_neighbours_are_named_with_the_setting() {
     let limit = |facts: &mut Facts, family: &str, limit: &str| {
         let found = FoundSetting { value: limit.to_owned(), unwritable: None };
