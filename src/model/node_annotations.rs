@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use compact_str::CompactString;
+use ipnet::IpNet;
 
 use super::{Node, Reflection, Routing};
 use crate::net::NodeAnnotations;
@@ -25,6 +26,12 @@ impl Node {
             Arc::make_mut(&mut node).routing = Some(Box::new(rest)).filter(|rest| **rest != Routing::default());
         }
         node
+    }
+
+    /// The pod ranges of the Node that it does not have where less of it is believed: those in none of the ranges that it has then.
+    pub fn pod_cidrs_beyond(&self, believed: &Node) -> Vec<IpNet> {
+        let is_believed = |range: &IpNet| believed.pod_cidrs.iter().any(|used| used.contains(range));
+        self.pod_cidrs.iter().filter(|range| !is_believed(range)).copied().collect()
     }
 }
 
@@ -58,6 +65,20 @@ mod tests {
         let named = node(&["10.245.1.0/24"], Some(&[]), Reflection::None);
         assert_eq!(named.as_believed("node-1", &believed), node(&[], None, Reflection::None));
         assert_eq!(spec.clone().as_believed("node-1", &believed), spec);
+    }
+
+    #[test]
+    fn of_ranges_those_are_lost_that_the_spec_does_not_cover() {
+        let beyond = |used: &[&str], spec: &[&str]| {
+            let said = node(used, Some(spec), Reflection::None);
+            let believed = NodeAnnotations { pod_cidrs: false, reflectors: None };
+            let lost = said.pod_cidrs_beyond(&said.clone().as_believed("node-1", &believed));
+            lost.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(beyond(&["10.244.1.0/24", "fd00:1::/64"], &["10.244.1.0/24"]), ["fd00:1::/64"]);
+        assert_eq!(beyond(&["fd00:1::/64", "10.244.1.0/24"], &["10.244.1.0/24", "fd00:1::/64"]), [""; 0]);
+        assert_eq!(beyond(&["10.244.1.128/25"], &["10.244.1.0/24"]), [""; 0]);
+        assert_eq!(beyond(&["10.0.0.0/8"], &["10.244.1.0/24"]), ["10.0.0.0/8"]);
     }
 
     #[test]

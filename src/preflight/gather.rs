@@ -331,7 +331,7 @@ async fn of_api(client: &Questions, version: Option<String>, config: &Config, ne
     let believed = |node: &Node| Arc::new(node.clone()).as_believed(&config.node_name, &config.node_annotations);
     let node = said.as_ref().map(|node| Arc::unwrap_or_clone(believed(node))).map_err(Clone::clone);
     let unbelieved = match (said, &node) {
-        (Ok(said), Ok(node)) if said.pod_cidrs != node.pod_cidrs => said.pod_cidrs,
+        (Ok(said), Ok(believed)) => said.pod_cidrs_beyond(believed),
         _ => Vec::new(),
     };
     let needed = cluster::rights(config, node.as_ref().ok());

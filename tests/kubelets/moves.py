@@ -85,9 +85,9 @@ class Move:
         """The ranges of all nodes, of the families that pods have here."""
         return self.ranges_of_all[:1 + bed.has_ipv6]
 
-    def routes_to_pods(self, bed, i):
-        """A line for each route of the agent of a node to pods of others."""
-        return bed.on(i, "; ".join(f"ip -{6 if ':' in one else 4} route show root {one} proto 17" for one in self.cidrs(bed))).splitlines()
+    def routes_to_pods(self, bed, i, kind=""):
+        """A line for each route of the agent of a node to pods of others; of one kind alone, where it is named."""
+        return bed.on(i, "; ".join(f"ip -{6 if ':' in one else 4} route show root {one} proto 17 {kind and f'type {kind}'}" for one in self.cidrs(bed))).splitlines()
 
     def has_tunnels(self, bed):
         return any(value.endswith("--overlay-type=full") for value in bed.values)
@@ -476,7 +476,7 @@ class Move:
             bed.on(i, self.flannel.routes(i))
         if self.kind == "flannel-vxlan" or self.has_tunnels(bed):
             # What the page waits for.
-            that(not self.routes_to_pods(bed, i), "flannel has not put its routes in the place of", self.routes_to_pods(bed, i))
+            that(not self.routes_to_pods(bed, i, "unicast"), "flannel has not put its routes in the place of", self.routes_to_pods(bed, i))
         for one in of_ipv6:
             bed.on(i, page.leading_no_more_to_gateways(one))
             left = bed.on(i, f"ip -6 route show root {one} proto static; true").strip()
@@ -494,7 +494,9 @@ class Move:
             # As the page has it with a DaemonSet: one that runs does not try to listen again where nothing changes.
             bed.kube_proxy_begins_anew()
             health_checks.are_kube_proxys(bed)
-        that(all(" dev tun-" in line or " dev sluice" in line for i in self.nodes(bed) for line in self.routes_to_pods(bed, i)) or not self.has_tunnels(bed), "agents had no tunnels")
+        for i in self.nodes(bed) if self.has_tunnels(bed) else ():
+            tunnelled = [line for line in self.routes_to_pods(bed, i) if " dev tun-" in line or " dev sluice" in line]
+            that(len(tunnelled) == len(self.cidrs(bed)) * (bed.nodes - 1), "the agent of node", i, "had no tunnels:", self.routes_to_pods(bed, i))
         for i in self.nodes(bed) if self.has_tunnels(bed) else ():
             self.its_network_takes_over(bed, i)
         for i in self.nodes(bed):

@@ -31,11 +31,14 @@ impl Joined {
             return Vec::new();
         }
         let believed = node.clone().as_believed(name, &self.annotations);
-        let ranges = (believed.pod_cidrs != node.pod_cidrs).then(|| Warning {
+        let lost: Vec<String> = node.pod_cidrs_beyond(&believed).iter().map(ToString::to_string).collect();
+        let ranges = (!lost.is_empty()).then(|| Warning {
             field: "kube-router.io/pod-cidrs".into(),
-            text: "--node-pod-cidr-annotations=false takes the ranges of spec.podCIDRs in place of these; nobody \
-                   reaches pods that have addresses of these until they are made anew"
-                .to_owned(),
+            text: format!(
+                "--node-pod-cidr-annotations=false takes the ranges of spec.podCIDRs in place of {}; nobody reaches pods \
+                 that have addresses of these until they are made anew",
+                lost.join(", ")
+            ),
         });
         let reflector = (believed.routing().reflection != node.routing().reflection).then(|| Warning {
             field: "kube-router.io/rr.server".into(),
