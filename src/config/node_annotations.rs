@@ -8,8 +8,7 @@ use crate::net::NodeAnnotations;
 pub(super) fn node_annotations(flags: &Flags, mistakes: &mut Mistakes) -> NodeAnnotations {
     let typed = || flags.rr_server_nodes.iter().flat_map(|list| &list.0);
     let names: Vec<String> = typed().map(|name| name.trim().to_ascii_lowercase()).collect();
-    let odd = typed().find(|name| !super::is_node_name(&name.trim().to_ascii_lowercase()));
-    if let Some(odd) = odd {
+    if let Some((odd, _)) = typed().zip(&names).find(|(_, name)| !super::is_node_name(name)) {
         mistakes.add(format!(
             "--rr-server-nodes must be names of Nodes with commas between them, like node-1,node-2; {odd:?} is none."
         ));
