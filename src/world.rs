@@ -18,6 +18,7 @@ mod detection;
 mod host;
 mod joined;
 mod last_known;
+mod remembered;
 mod service_warnings;
 mod warned;
 
@@ -30,17 +31,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
-use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_blocking;
 use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
 use self::joined::Joined;
-use self::last_known::{Forgotten, Keeper};
+use self::last_known::Keeper;
 use self::service_warnings::ServiceWarnings;
 use self::warned::{Verdict, Warned};
 use crate::k8s::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
@@ -341,58 +340,12 @@ impl Builder {
         self.note.set(self.node_note.iter().cloned().chain(self.unread.iter().map(of_policy)).collect());
     }
 
-    /// Reads the last known state without blocking the task. `None` where none is kept.
-    async fn read_last_known(&self) -> Option<Result<Option<Known>, Forgotten>> {
-        let file = self.keeper.as_ref()?.file().clone();
-        let read = spawn_blocking(move || file.read()).await;
-        Some(read.unwrap_or_else(|error| Err(Forgotten::Unreadable(error.into()))))
-    }
-
     /// Reports the kinds not listed in time. It changes nothing: the kernel stays as it is, the source is still read.
     fn say_late(&self, timeout: Duration) {
         let missing: Vec<&str> = self.joined.unlisted().map(Kind::name).collect();
         if !missing.is_empty() {
             let (timeout, missing) = (timeout.as_secs_f64(), missing.join(" "));
             warn!(timeout_s = timeout, %missing, "Initial list not complete within --cache-sync-timeout; still waiting");
-        }
-    }
-
-    /// Falls back on the last known state where nothing better is known.
-    async fn remember(&mut self) {
-        if !self.joined.may_remember() {
-            return;
-        }
-        let Some(file) = self.keeper.as_ref().map(|keeper| keeper.file().clone()) else { return };
-        let Some(read) = self.read_last_known().await else { return };
-        let path = file.path().to_string_lossy().into_owned();
-        match read {
-            Ok(Some(known)) => {
-                let (services, policies) = (known.cluster.services.len(), known.cluster.policies.len());
-                warn!(%path, services, policies, "Cluster not readable yet; using the last known state");
-                self.joined.remember(known);
-                self.age.set(vec![age(file.written_at())]);
-                self.publish(None);
-            }
-            Ok(None) => {
-                warn!(%path, "Cluster not readable yet, and there is no last known state");
-                self.joined.remember_nothing();
-            }
-            Err(error) => {
-                warn!(%path, %error, "Last known state is invalid; ignored");
-                self.joined.remember_nothing();
-            }
-        }
-    }
-
-    /// Looks in the last known state for objects that cannot be parsed now; returns whether one was found.
-    async fn recall(&mut self) -> bool {
-        if !self.joined.lacks_good_versions() {
-            return false;
-        }
-        match self.read_last_known().await {
-            Some(Ok(Some(known))) => self.joined.recall(&known.cluster),
-            // Without a file, or with a bad one, there is no good version: that is reported of the object.
-            _ => self.joined.recall(&Cluster::default()),
         }
     }
 
@@ -483,13 +436,6 @@ impl Builder {
             Verdict::TooMany => warn!("Too many invalid objects; further ones are not logged"),
         }
     }
-}
-
-/// Says how old the last known state is.
-fn age(written: Option<SystemTime>) -> String {
-    let at = written.and_then(|at| Timestamp::try_from(at).ok());
-    let at = at.map(|at| format!(", written at {at:.0},")).unwrap_or_default();
-    format!("the cluster has not been read since the start; the state that an earlier run knew last{at} is used")
 }
 
 fn has_own_node(world: &World) -> bool {

@@ -18,6 +18,8 @@ pub mod sessions;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::net::ttl_security::least_ttl;
+
 pub use packet::{Diagnostic, State};
 pub use session::Status;
 
@@ -77,7 +79,7 @@ pub struct Wanted {
 impl Wanted {
     /// The least TTL that a packet of the neighbour has left.
     fn least_ttl(self) -> Option<u8> {
-        self.hops.map(|hops| u8::MAX - hops.max(1) + 1)
+        self.hops.map(least_ttl)
     }
 }
 

@@ -15,6 +15,8 @@ use std::net::IpAddr;
 
 use compact_str::CompactString;
 
+use crate::net::ttl_security::least_ttl;
+
 /// The TCP port of BGP.
 pub const PORT: u16 = 179;
 
@@ -76,7 +78,7 @@ impl TimeToLive {
     pub fn least(self) -> Option<u8> {
         match self {
             TimeToLive::System | TimeToLive::Hops(_) => None,
-            TimeToLive::Secured { hops } => Some(u8::MAX - hops.max(1) + 1),
+            TimeToLive::Secured { hops } => Some(least_ttl(hops)),
         }
     }
 }

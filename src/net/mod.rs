@@ -22,6 +22,7 @@ mod public_key;
 mod secret;
 pub mod server_url;
 pub mod service_mark;
+pub mod ttl_security;
 
 pub use address_detection::AddressDetection;
 pub use address_range::{AddressRange, NOT_OF_HOSTS, address_of, number_of};

@@ -376,7 +376,7 @@ impl<K: Kernel> Mirrors<K> {
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
         self.open_receive_ports(desired, growth, at);
         // Learned routes are current, however old the remembered cluster is. Those that Node objects give are as old as it is.
-        let mut came = self.grow_tunnels(learned, at);
+        let mut came = self.grow_tunnels(learned, leave, at);
         came.extend(self.grow_overlay(desired, learned, at));
         came.extend(self.grow_wireguard(desired, learned, leave, at));
         self.keep_settings_of(&came, desired, at);

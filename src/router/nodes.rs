@@ -30,6 +30,7 @@ use super::tunnel_names::TunnelNames;
 
 mod annotated_ranges;
 mod claimants;
+mod exchange;
 mod keys;
 mod problems;
 
@@ -164,7 +165,8 @@ impl Nodes {
         let mut note_ends =
             |both: &PerFamily<Option<IpAddr>>| changed.ends.extend(both.iter().filter_map(|(_, end)| *end));
         let mut moved: BTreeSet<IpAddr> = BTreeSet::new();
-        if (old.created, old.internal, old.both) != (new.created, new.internal, new.both) {
+        let place = |part: &Part| (part.created, part.internal, part.both, part.neighbour, part.reflection);
+        if place(&old) != place(&new) {
             let all = [&old.both, &new.both, &old.internal, &new.internal];
             moved.extend(all.into_iter().flat_map(PerFamily::iter).filter_map(|(_, address)| *address));
         }

@@ -29,7 +29,8 @@
 //! The next hops of a router behind an interface are link-local addresses of that link, in both families:
 //! `ip route replace 203.0.113.0/24 via inet6 fe80::2 dev eth1 proto 17`.
 //!
-//! Several next hops share the traffic. A tunnel exists while a route uses it. Tunnels lead to nodes only. A next hop
+//! Several next hops share the traffic. A tunnel exists while a route uses it, and one of `ipip` or `fou` as long as its node is known (`ends`): the other node may
+//! send before we have learned its routes. Tunnels lead to nodes only. A next hop
 //! of the other family stands for the same node's address of the route's own family; another router's IPv6 address
 //! serves IPv4 routes directly (RFC 8950), the reverse is not possible in the kernel.
 //!
@@ -59,6 +60,7 @@ use super::identity::Identity;
 use super::names::PROTOCOL;
 
 mod encapsulation;
+mod ends;
 mod node_itself;
 mod protection;
 mod walls;
@@ -78,6 +80,10 @@ pub struct Place<'a> {
     pub on_link: &'a [OnLink],
     /// Returns the addresses in both families of the node that has this one; `None` for an address of no other node.
     pub node: &'a dyn Fn(IpAddr) -> Option<PerFamily<Option<IpAddr>>>,
+    /// Returns the addresses of all nodes.
+    pub addresses: &'a dyn Fn() -> Vec<IpAddr>,
+    /// Returns whether routes come from, and go to, the node that is spoken with by this address.
+    pub exchanges: &'a dyn Fn(IpAddr) -> bool,
     /// Returns the name of the tunnel to the node with this address.
     pub tunnel_name: &'a dyn Fn(IpAddr) -> LinkName,
     /// Returns the InternalIP of the node at this address, in its family, which is another address of that node and of no other one; `None` where pods
@@ -117,6 +123,7 @@ pub struct Routes {
     outdone: BTreeMap<IpNet, Box<[IpAddr]>>,
     /// Prefixes learned from a former speaker, and not learned again yet.
     stale: BTreeSet<IpNet>,
+    ends: ends::Ends,
     internal: node_itself::InternalAddresses,
     behind: walls::Behind,
     walls: walls::Walls,
@@ -180,6 +187,11 @@ impl Routes {
     /// Returns the node to which the route to a prefix leads through a tunnel, the first of several.
     pub fn tunnel_to(&self, prefix: IpNet) -> Option<IpAddr> {
         self.learned.get(&prefix)?.ways.iter().find_map(remote)
+    }
+
+    /// Returns whether routes lead through the device for the tunnel to a single node.
+    pub fn is_led_through_device(&self, name: &LinkName) -> bool {
+        self.tunnels.get(name).is_some_and(|tunnel| self.is_led_through(tunnel.remote))
     }
 
     /// Returns the prefixes whose routes lead through the tunnel to a node.
@@ -297,8 +309,9 @@ impl Routes {
         self.learn(&gone);
     }
 
-    /// Recomputes the routes via a next hop after a change of what is known of it.
+    /// Recomputes the routes via a next hop, and the tunnel to it, after a change of what is known of it.
     pub fn look_again(&mut self, next_hop: IpAddr) {
+        self.ends.look_again(next_hop);
         self.dirty.extend(self.by_next_hop.get(&next_hop).into_iter().flat_map(|prefixes| prefixes.keys()));
         self.dirty.extend(self.tunnelled.get(&next_hop).into_iter().flatten());
     }
@@ -313,6 +326,7 @@ impl Routes {
 
     /// Recomputes everything after a change of our own place.
     pub fn look_at_all_again(&mut self) {
+        self.ends.look_at_all_again();
         self.dirty.extend(self.learned.keys());
     }
 
@@ -326,7 +340,7 @@ impl Routes {
     /// Brings routes and tunnels up to date with the learned routes.
     pub fn settle(&mut self, place: Place<'_>) -> RouteTableChanges {
         let mut changed = RouteTableChanges::default();
-        let mut remotes: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut remotes = self.settle_ends(place);
         let dirty = std::mem::take(&mut self.dirty);
         for prefix in &dirty {
             let Some(learned) = self.learned.get(prefix).cloned() else { continue };

@@ -161,3 +161,51 @@ fn from_vxlan_to_wireguard_no_packet_is_lost() {
 fn from_wireguard_to_fou_no_packet_is_lost() {
     in_guest(|| changes("wireguard", "fou", "api"));
 }
+
+/// As where two agents start one after the other beside another network, whose routes are there still: one of them has the other's routes, which has none yet.
+#[test]
+fn what_comes_through_a_tunnel_is_taken_before_any_route_of_its_node_is_learned() {
+    in_guest(|| {
+        let mut cluster = Cluster::new(2);
+        let [first, second] = [1, 2].map(|number| cluster.name(number));
+        for name in [&first, &second] {
+            run(&format!("ip netns exec {name} sysctl -qw net.ipv4.conf.all.rp_filter=2"));
+        }
+        for command in [
+            "link add t4 type ipip local 192.0.2.2 remote 192.0.2.1",
+            "link add t6 type ip6tnl mode any local 2001:db8::2 remote 2001:db8::1 encaplimit none",
+            "link set t4 up",
+            "link set t6 up",
+            "route add 10.244.1.0/24 dev t4",
+            "route add fd00:10:244:1::/64 dev t6",
+        ] {
+            run(&format!("ip -n {second} {command}"));
+        }
+        run(&format!("ip -n {first} route add 10.244.2.0/24 via 192.0.2.2"));
+        run(&format!("ip -n {first} route add fd00:10:244:2::/64 via 2001:db8::2"));
+        let tunnels = || {
+            let listed = run(&format!("ip -n {first} -o link show up"));
+            let names = listed.lines().filter_map(|line| line.split('@').next()).filter(|name| name.contains("tun-"));
+            names.map(str::to_owned).collect::<Vec<String>>()
+        };
+        let reached = |cluster: &Cluster| {
+            for (from, to) in PODS[1].iter().zip(PODS[0]) {
+                let said = attempt(&format!("ip netns exec {second} ping -c 3 -i 0.2 -W 2 -I {from} {to}")).1;
+                let shown = || attempt(&format!("ip -n {first} -d -s link")).1;
+                assert!(said.contains(" 0% packet loss"), "{said}\n{}\n{}", shown(), cluster.log(1));
+            }
+        };
+        cluster.flags.insert(1, flags("ipip", "", "bgp"));
+        cluster.start(1);
+        until("its ends of the tunnels", &cluster, || tunnels().len() == 2);
+        reached(&cluster);
+        let before = tunnels();
+        cluster.kill(1);
+        cluster.start(1);
+        cluster.until_said(1, "Authority changed", 2);
+        reached(&cluster);
+        assert_eq!(tunnels(), before, "they are adopted");
+        let ours = run(&format!("ip -n {first} route show table all proto 17"));
+        assert!(!ours.contains("tun-"), "nothing is sent there: {ours}");
+    });
+}

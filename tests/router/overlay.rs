@@ -1,6 +1,7 @@
 //! Devices of tunnels that cannot be made, or changed, for a while, on a kernel in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sluice::config::Backend;
@@ -303,10 +304,10 @@ fn a_route_that_fails_for_good_keeps_no_tunnel_but_those_that_it_may_use() {
         let ways = || kernel.with(|machine| machine.state.tunnels.len() + machine.state.overlay_entries.len());
         let all = ways();
         assert!(mirrors.is_settled() && all >= 3);
-        // The route to the pods of node 2 is to become one to node 4, which is refused for good. Node 3 goes.
+        // Nodes 2 and 3 go. The route to the pods of node 2 is to become one to node 4, which is refused for good.
         let route = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
         kernel.with(|machine| machine.broken_object = Some(Object::Route(route.clone())));
-        cluster.change_node(2, |node| node.pod_cidrs = Vec::new());
+        cluster.remove_node(2);
         cluster.change_node(4, |node| node.pod_cidrs = vec![prefix("10.244.2.0/24")]);
         cluster.remove_node(3);
         mirrors.mark(&plan.update(&cluster.world(1)));
@@ -318,4 +319,51 @@ fn a_route_that_fails_for_good_keeps_no_tunnel_but_those_that_it_may_use() {
         assert!(mirrors.is_settled());
         assert_eq!(ways(), all - 2, "{encap}");
     }
+}
+
+/// What is sent by routes of an earlier run goes on by its encapsulation until the routes of this one are known; what takes nothing is set up at once.
+#[test]
+fn a_device_by_which_packets_are_only_taken_stays_as_an_earlier_run_left_it_until_routes_are_known() {
+    let planned = |words: &[&str]| {
+        let mut cluster = Cluster::new(&[&["--netfilter=nftables", "--overlay-type=full"], words].concat());
+        for number in 1..=4 {
+            cluster.add_node(number, "192.0.2", "v4", &format!("10.244.{number}.0/24"));
+        }
+        let (config, families) = cluster.config();
+        let mut plan = Plan::new(config, families);
+        let changed = plan.update(&cluster.world(1));
+        (plan, changed)
+    };
+    let (former, _) = planned(&["--node-routes=api", "--overlay-encap=fou", "--overlay-encap-receive=ipip"]);
+    let (plan, changed) = planned(&["--overlay-encap=ipip", "--overlay-encap-receive=fou"]);
+    let of = |plan: &Plan, number: u8| {
+        let is_its = |(_, one): &(&LinkName, &Tunnel)| one.remote == IpAddr::from([192, 0, 2, number]);
+        plan.routes().tunnels().iter().find(is_its).map(|(name, one)| (name.clone(), *one)).expect("a tunnel")
+    };
+    let mut state = State::of_others();
+    state.tunnels.extend([of(&former, 2)]);
+    let (third, made) = of(&plan, 3);
+    state.tunnels.insert(third, Tunnel { is_numbered: false, ..made });
+    let key = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
+    state.routes.insert(key.clone(), former.routes().routes().get(&key).expect("a route").clone());
+    let kernel = MemoryKernel::new(state);
+    let mut mirrors = Mirrors::new(kernel.router_targets_of(Backend::Nftables));
+    mirrors.mark(&changed);
+    let mut there = |authority, routes_are_complete| {
+        for _ in 0..3 {
+            let leave = Leave { authority, routes_are_complete };
+            mirrors.round(plan.desired(), plan.routes(), leave, Moment { now: Instant::now(), jitter: 0 });
+        }
+        let state = kernel.with(|machine| machine.state.clone());
+        let tunnel = |number| state.tunnels.get(&of(&plan, number).0).copied();
+        ([2, 3, 4].map(tunnel), state.routes.contains_key(&key))
+    };
+    let [second, third, fourth] = [2, 3, 4].map(|number| Some(of(&plan, number).1));
+    let before = Some(of(&former, 2).1);
+    assert_ne!(before, second);
+    for (authority, complete) in [(Authority::Complete, false), (Authority::Remembered, true)] {
+        let found = there(authority, complete);
+        assert_eq!(found, ([before, third, fourth], true), "what is missing comes, what takes nothing is set up");
+    }
+    assert_eq!(there(Authority::Complete, true), ([second, third, fourth], false), "nobody announces the route");
 }

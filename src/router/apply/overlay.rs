@@ -12,9 +12,10 @@ use super::{HasKeys, HasSessions, Kernel, Leave, Mirrors};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, TABLE_MAIN};
 use crate::kernel::sysctl;
-use crate::kernel::tunnel::ReceivePort;
+use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::kernel::vxlan::gateway;
 use crate::kernel::wireguard::{Contact, Peer, PeerKey};
+use crate::model::Authority;
 use crate::net::{Family, PerFamily, PublicKey};
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 use crate::router::desired::Desired;
@@ -25,16 +26,36 @@ use crate::router::routes::Routes;
 use crate::router::{overlay_guard, settings};
 
 impl<K: Kernel> Mirrors<K> {
-    /// Returns the devices that came or changed.
-    pub(super) fn grow_tunnels(&mut self, learned: &Routes, at: Moment) -> Vec<LinkName> {
+    /// Creates and changes devices for tunnels to single nodes; returns those that came or changed.
+    pub(super) fn grow_tunnels(&mut self, learned: &Routes, leave: Leave, at: Moment) -> Vec<LinkName> {
+        if self.tunnels.is_settled() {
+            return Vec::new();
+        }
         let there: BTreeSet<LinkName> = self.tunnels.known_keys().cloned().collect();
-        let grown = self.tunnels.grow(learned.tunnels(), Growth::Full, at);
+        let kept = self.kept_tunnels(learned, leave, at);
+        let may = MayGrow { come: |_: &LinkName| true, change: |name: &LinkName| !kept.contains(name) };
+        let grown = self.tunnels.grow_those(learned.tunnels(), Growth::Full, at, may);
         if grown.iter().any(|name| there.contains(name)) {
             // A tunnel that was recreated, or set up, has lost its routes.
             self.routes.forget();
             self.routes.try_at_once();
         }
         grown
+    }
+
+    /// Returns the devices that are not changed yet: nothing that was learned leads through them, and routes of an earlier run, which may, are to go on as they were
+    /// sent. One that is down, or has no address, takes nothing, and is set up.
+    fn kept_tunnels(&mut self, learned: &Routes, leave: Leave, at: Moment) -> BTreeSet<LinkName> {
+        if leave.routes_are_complete && leave.authority >= Authority::Partial || !self.tunnels.learn(at) {
+            return BTreeSet::new();
+        }
+        let sends_otherwise = |(name, have): &(&LinkName, &Tunnel)| {
+            let as_set_up = |wanted: &Tunnel| Tunnel { up: have.up, is_numbered: have.is_numbered, ..*wanted };
+            learned.tunnels().get(*name).is_some_and(|wanted| as_set_up(wanted) != **have)
+        };
+        let seen = self.tunnels.seen().into_iter().flatten();
+        let kept = seen.filter(|(name, _)| !learned.is_led_through_device(name)).filter(sends_otherwise);
+        kept.map(|(name, _)| name.clone()).collect()
     }
 
     /// Writes settings that differ, those of devices aside that have no address yet: loose filtering drops there what another device leads back to

@@ -32,6 +32,8 @@ impl Plan {
             config: &self.config,
             on_link: &self.on_link,
             node: &other,
+            addresses: &|| self.nodes.addresses(),
+            exchanges: &|address| self.nodes.exchanges_routes(&self.own, &self.config, address),
             tunnel_name: &|address| self.nodes.tunnel_name(address),
             internal: &|end| self.nodes.internal_beside(&self.own.name, end),
             contested: &|end| self.nodes.is_contested(end),

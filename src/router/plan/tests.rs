@@ -2,6 +2,7 @@
 
 mod annotated_ranges;
 mod detected;
+mod ends;
 mod host;
 mod mistakes;
 mod passwords;

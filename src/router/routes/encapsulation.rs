@@ -23,10 +23,10 @@ pub(super) fn through(remote: IpAddr, place: Place<'_>) -> NextHop {
 impl Routes {
     /// Updates the tunnel to a node, and the routes through it in the tunnel table.
     pub(super) fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut RouteTableChanges) {
-        let is_used = self.tunnelled.contains_key(&remote);
+        let is_used = self.is_led_through(remote);
         let Some(overlay) = place.config.overlay else { return };
         if overlay.device_of_each_node().is_some() {
-            self.put_device(remote, is_used, place, changed);
+            self.put_device(remote, is_used || self.ends.is_expected(remote), place, changed);
         }
         match overlay.encapsulation {
             Encapsulation::Vxlan(_) => self.put_entry(remote, is_used, changed),
@@ -37,13 +37,18 @@ impl Routes {
         self.put_ways_to_node(remote, place, changed);
     }
 
-    /// Returns whether there is a tunnel to a node, by one of the kinds that have something for each.
+    /// Returns whether routes lead through the tunnel to a node, by one of the kinds that have something for each.
     pub(super) fn has_tunnel(&self, remote: IpAddr, place: Place<'_>) -> bool {
         match place.config.overlay.map(|overlay| overlay.encapsulation) {
             Some(Encapsulation::Vxlan(_)) => self.has_entry(remote),
             Some(Encapsulation::Ipip | Encapsulation::Fou(_) | Encapsulation::Wireguard(_)) | None => {
-                self.has_device(remote, place)
+                self.is_led_through(remote) && self.has_device(remote, place)
             }
         }
+    }
+
+    /// Returns whether a route leads through the tunnel to a node.
+    pub(super) fn is_led_through(&self, remote: IpAddr) -> bool {
+        self.tunnelled.contains_key(&remote)
     }
 }

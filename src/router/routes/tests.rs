@@ -54,6 +54,8 @@ impl Rig {
             config: &self.config,
             on_link: &self.on_link,
             node: &node,
+            addresses: &Vec::new,
+            exchanges: &|_| true,
             tunnel_name: &|address| self.names.of(address),
             internal: &|_| None,
             contested: &|_| false,

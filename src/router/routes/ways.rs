@@ -117,7 +117,8 @@ fn way(prefix: IpNet, next_hop: IpAddr, place: Place<'_>) -> Result<Way, NoWay> 
     }
 }
 
-fn way_to(
+/// Returns the path of packets of a family to a next hop, which is an address of this node if it is one of a node.
+pub(super) fn way_to(
     family: Family,
     next_hop: IpAddr,
     node: Option<PerFamily<Option<IpAddr>>>,

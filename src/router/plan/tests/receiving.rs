@@ -107,12 +107,17 @@ fn devices_that_no_route_leads_through_check_sources_loosely() {
 
 #[test]
 fn a_device_whose_node_is_learned_by_a_session_checks_sources_loosely_too() {
-    let words = ["--overlay-encap=vxlan", "--overlay-encap-receive=ipip", "--overlay-type=full"];
-    let mut plan = planned(&words, &nodes());
-    let changed = plan.learn(&[learned("10.244.2.0/24", "192.0.2.2"), learned("fd00:10:244:2::/64", "192.0.2.2")]);
-    let tunnel = crate::router::names::tunnel("192.0.2.2".parse().expect("an address")).to_string();
-    assert!(plan.routes().tunnels().contains_key(&LinkName(tunnel.as_str().into())), "{:?}", plan.routes().tunnels());
-    assert_eq!((changed.settings, loose(&plan)), (true, vec![tunnel]));
+    // Which Node is believed follows of its routes there, of the others of the Node.
+    for (sent, is_there_before) in [("wireguard", false), ("vxlan", true)] {
+        let sent = format!("--overlay-encap={sent}");
+        let mut plan = planned(&[&sent, "--overlay-encap-receive=ipip", "--overlay-type=full"], &nodes());
+        let tunnel = crate::router::names::tunnel("192.0.2.2".parse().expect("an address")).to_string();
+        assert_eq!(loose(&plan).contains(&tunnel), is_there_before, "{sent}");
+        let changed = plan.learn(&[learned("10.244.2.0/24", "192.0.2.2"), learned("fd00:10:244:2::/64", "192.0.2.2")]);
+        let name = LinkName(tunnel.as_str().into());
+        assert!(plan.routes().tunnels().contains_key(&name), "{sent}: {:?}", plan.routes().tunnels());
+        assert_eq!((changed.settings, loose(&plan).contains(&tunnel)), (!is_there_before, true), "{sent}");
+    }
 }
 
 #[test]
