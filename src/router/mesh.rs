@@ -27,7 +27,7 @@ use crate::bgp::rib::NextHops;
 use crate::bgp::session::{Local, Restart, Settings};
 use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{self, TimeToLive, Transport};
-use crate::config::{GracefulRestart, RouterConfig};
+use crate::config::{GracefulRestart, NodeRoutes, RouterConfig};
 use crate::model::{Node, Reflection};
 use crate::net::{Bfd, Family, Password, PerFamily};
 
@@ -153,6 +153,16 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
         first_as: false,
         most: PerFamily::from_fn(|_| Some(config.mesh.most_prefixes)),
     }))
+}
+
+/// Returns whether routes are exchanged with another node, as soon as both run: in a session, by way of reflectors, or by Node objects.
+///
+/// Where sessions have a password nobody counts before what it has told is learned: a Node object, which its kubelet writes, does not show that the host at
+/// its address is a node.
+pub fn exchanges_routes(own: &Identity, node: &Node, config: &RouterConfig) -> bool {
+    let same_system = config.full_mesh || own.asn.is_some_and(|asn| node.routing().asn == Some(asn));
+    let by_sessions = config.internal_peers && same_system && config.mesh_password_file.is_none();
+    config.node_routes == NodeRoutes::Api || by_sessions
 }
 
 /// Returns our graceful restart parameters.

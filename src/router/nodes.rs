@@ -49,8 +49,7 @@ pub struct Nodes {
     ranges: Claims<IpNet, CompactString, ()>,
     /// The peering addresses of all nodes, ours too.
     peering: Claims<IpAddr, Claimant, ()>,
-    /// The addresses of neighbours that are route reflectors. Of Nodes with one address only those count that have a session at it: another one, which has none with us
-    /// or is an older name of the machine, does not make an ordinary node of a reflector.
+    /// The addresses of neighbours that are route reflectors. Of Nodes with one address only those count that have a session at it, and no older name of the machine.
     reflectors: Claims<IpAddr, CompactString, ()>,
     identifiers: Claims<Ipv4Addr, CompactString, ()>,
     /// The public keys of all nodes, ours too.
@@ -88,6 +87,8 @@ struct Part {
     given_inside: Box<[IpNet]>,
     peering: Option<IpAddr>,
     reflection: Reflection,
+    /// Routes are exchanged with it.
+    exchanges: bool,
     /// The address of the neighbour.
     neighbour: Option<IpAddr>,
     identifier: Option<Ipv4Addr>,
@@ -165,7 +166,7 @@ impl Nodes {
         let mut note_ends =
             |both: &PerFamily<Option<IpAddr>>| changed.ends.extend(both.iter().filter_map(|(_, end)| *end));
         let mut moved: BTreeSet<IpAddr> = BTreeSet::new();
-        let place = |part: &Part| (part.created, part.internal, part.both, part.neighbour, part.reflection);
+        let place = |part: &Part| (part.created, part.internal, part.both, part.exchanges);
         if place(&old) != place(&new) {
             let all = [&old.both, &new.both, &old.internal, &new.internal];
             moved.extend(all.into_iter().flat_map(PerFamily::iter).filter_map(|(_, address)| *address));
@@ -485,6 +486,7 @@ fn part(name: &CompactString, node: &Node, judged: &Judged, around: Around<'_>) 
         peering: neighbour.or(primary),
         reflection: node.routing().reflection,
         identifier: identifier.map(|own| router_id(config.router_id, own, node.routing_address(Family::V4))),
+        exchanges: !is_own && mesh::exchanges_routes(own, node, config),
         neighbour,
         key: node.wireguard_key,
         next_key: node.wireguard_next_key,

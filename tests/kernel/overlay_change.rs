@@ -204,8 +204,11 @@ fn what_comes_through_a_tunnel_is_taken_before_any_route_of_its_node_is_learned(
         cluster.start(1);
         cluster.until_said(1, "Authority changed", 2);
         reached(&cluster);
-        assert_eq!(tunnels(), before, "they are adopted");
-        let ours = run(&format!("ip -n {first} route show table all proto 17"));
-        assert!(!ours.contains("tun-"), "nothing is sent there: {ours}");
+        assert_eq!(tunnels(), before, "none is made anew");
+        let of = |family: &str, table: &str| attempt(&format!("ip -n {first} {family} route show table {table}")).1;
+        for routes in ["-4", "-6"].into_iter().flat_map(|family| ["main", "77"].map(|table| of(family, table))) {
+            let global = |line: &&str| line.contains("tun-") && !line.starts_with("fe80::");
+            assert_eq!(routes.lines().find(global), None, "nothing is sent there");
+        }
     });
 }

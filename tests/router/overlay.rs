@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice::bgp::message::Attributes;
+use sluice::bgp::rib::{Best, PeerId, RouteChange};
 use sluice::config::Backend;
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
@@ -326,7 +329,7 @@ fn a_route_that_fails_for_good_keeps_no_tunnel_but_those_that_it_may_use() {
 fn a_device_by_which_packets_are_only_taken_stays_as_an_earlier_run_left_it_until_routes_are_known() {
     let planned = |words: &[&str]| {
         let mut cluster = Cluster::new(&[&["--netfilter=nftables", "--overlay-type=full"], words].concat());
-        for number in 1..=4 {
+        for number in 1..=6 {
             cluster.add_node(number, "192.0.2", "v4", &format!("10.244.{number}.0/24"));
         }
         let (config, families) = cluster.config();
@@ -335,35 +338,42 @@ fn a_device_by_which_packets_are_only_taken_stays_as_an_earlier_run_left_it_unti
         (plan, changed)
     };
     let (former, _) = planned(&["--node-routes=api", "--overlay-encap=fou", "--overlay-encap-receive=ipip"]);
-    let (plan, changed) = planned(&["--overlay-encap=ipip", "--overlay-encap-receive=fou"]);
+    let (mut plan, changed) = planned(&["--overlay-encap=ipip", "--overlay-encap-receive=fou"]);
     let of = |plan: &Plan, number: u8| {
         let is_its = |(_, one): &(&LinkName, &Tunnel)| one.remote == IpAddr::from([192, 0, 2, number]);
         plan.routes().tunnels().iter().find(is_its).map(|(name, one)| (name.clone(), *one)).expect("a tunnel")
     };
+    let before = |number| of(&former, number);
     let mut state = State::of_others();
-    state.tunnels.extend([of(&former, 2)]);
-    let (third, made) = of(&plan, 3);
-    state.tunnels.insert(third, Tunnel { is_numbered: false, ..made });
+    let other_end = Tunnel { local: IpAddr::from([192, 0, 2, 99]), ..before(6).1 };
+    let without_address = Tunnel { is_numbered: false, ..before(5).1 };
+    state.tunnels.extend([before(2), before(3), (before(5).0, without_address), (before(6).0, other_end)]);
     let key = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
     state.routes.insert(key.clone(), former.routes().routes().get(&key).expect("a route").clone());
     let kernel = MemoryKernel::new(state);
     let mut mirrors = Mirrors::new(kernel.router_targets_of(Backend::Nftables));
     mirrors.mark(&changed);
+    let next_hop = IpAddr::from([192, 0, 2, 3]);
+    let best = Best { source: PeerId(7), attributes: Arc::new(Attributes::local(next_hop)) };
+    let route = RouteChange { prefix: prefix("10.244.3.0/24"), best: Some(best), next_hops: vec![next_hop] };
+    mirrors.mark(&plan.learn(&[route]));
     let mut there = |authority, routes_are_complete| {
         for _ in 0..3 {
             let leave = Leave { authority, routes_are_complete };
             mirrors.round(plan.desired(), plan.routes(), leave, Moment { now: Instant::now(), jitter: 0 });
         }
         let state = kernel.with(|machine| machine.state.clone());
-        let tunnel = |number| state.tunnels.get(&of(&plan, number).0).copied();
-        ([2, 3, 4].map(tunnel), state.routes.contains_key(&key))
+        let is_changed = |number: u8| {
+            let (name, wanted) = of(&plan, number);
+            state.tunnels.get(&name).map(|one| *one == wanted)
+        };
+        ([2, 3, 4, 5, 6].map(is_changed), state.routes.contains_key(&key))
     };
-    let [second, third, fourth] = [2, 3, 4].map(|number| Some(of(&plan, number).1));
-    let before = Some(of(&former, 2).1);
-    assert_ne!(before, second);
+    let [kept, changed] = [false, true].map(Some);
     for (authority, complete) in [(Authority::Complete, false), (Authority::Remembered, true)] {
         let found = there(authority, complete);
-        assert_eq!(found, ([before, third, fourth], true), "what is missing comes, what takes nothing is set up");
+        let wanted = [kept, changed, changed, changed, changed];
+        assert_eq!(found, (wanted, true), "one that is led through, missing, without an address, of another end");
     }
-    assert_eq!(there(Authority::Complete, true), ([second, third, fourth], false), "nobody announces the route");
+    assert_eq!(there(Authority::Complete, true), ([changed; 5], false), "nobody announces the route");
 }

@@ -44,17 +44,17 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Returns the devices that are not changed yet: nothing that was learned leads through them, and routes of an earlier run, which may, are to go on as they were
-    /// sent. One that is down, or has no address, takes nothing, and is set up.
+    /// sent. One that takes nothing is changed: it is down, has no address, or other ends.
     fn kept_tunnels(&mut self, learned: &Routes, leave: Leave, at: Moment) -> BTreeSet<LinkName> {
         if leave.routes_are_complete && leave.authority >= Authority::Partial || !self.tunnels.learn(at) {
             return BTreeSet::new();
         }
-        let sends_otherwise = |(name, have): &(&LinkName, &Tunnel)| {
-            let as_set_up = |wanted: &Tunnel| Tunnel { up: have.up, is_numbered: have.is_numbered, ..*wanted };
-            learned.tunnels().get(*name).is_some_and(|wanted| as_set_up(wanted) != **have)
+        let ends = |tunnel: &Tunnel| (tunnel.local, tunnel.remote);
+        let takes = |(name, have): &(&LinkName, &Tunnel)| {
+            have.up && have.is_numbered && learned.tunnels().get(*name).is_some_and(|wanted| ends(wanted) == ends(have))
         };
         let seen = self.tunnels.seen().into_iter().flatten();
-        let kept = seen.filter(|(name, _)| !learned.is_led_through_device(name)).filter(sends_otherwise);
+        let kept = seen.filter(|(name, _)| !learned.is_led_through_device(name)).filter(takes);
         kept.map(|(name, _)| name.clone()).collect()
     }
 

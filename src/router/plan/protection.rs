@@ -33,7 +33,7 @@ impl Plan {
             on_link: &self.on_link,
             node: &other,
             addresses: &|| self.nodes.addresses(),
-            exchanges: &|address| self.nodes.exchanges_routes(&self.own, &self.config, address),
+            exchanges: &|address| self.nodes.exchanges_routes_at(address),
             tunnel_name: &|address| self.nodes.tunnel_name(address),
             internal: &|end| self.nodes.internal_beside(&self.own.name, end),
             contested: &|end| self.nodes.is_contested(end),

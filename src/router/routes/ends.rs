@@ -2,8 +2,8 @@
 //!
 //! The other node may send as soon as it has our routes, which can be before we have its own: its packets would find no device and be dropped with an ICMP error.
 //! So the device is wanted as soon as the Node is known, if routes are exchanged with it and a tunnel would lead to it. Until a route leads through it, it only
-//! takes packets (`Mirrors::grow_tunnels` leaves one alone that routes of an earlier run may lead through). Where nodes learn from other routers alone, as with
-//! `--nodes-full-mesh=false`, there is none.
+//! takes packets (`Mirrors::grow_tunnels` leaves one alone that routes of an earlier run may lead through). Where nodes learn from other routers alone
+//! (`--enable-ibgp=false`), there is none.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

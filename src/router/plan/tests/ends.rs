@@ -42,7 +42,7 @@ fn packets_are_taken_of_nodes_with_which_routes_are_exchanged_and_of_no_others()
     let (none, server, client) =
         (Reflection::None, Reflection::Server([0, 0, 0, 7].into()), Reflection::Client([0, 0, 0, 7].into()));
     assert_eq!(of(&[], none, none), 2);
-    assert_eq!(of(&["--enable-ibgp=false"], none, none), 0);
+    assert_eq!((of(&["--enable-ibgp=false"], none, none), of(&["--enable-ibgp=false"], client, client)), (0, 0));
     assert_eq!(of(&["--enable-ibgp=false", "--node-routes=api"], none, none), 2);
     assert_eq!(of(&["--nodes-full-mesh=false"], none, none), 2, "nodes of one system do");
     assert_eq!(of(&[], none, client), 2, "its reflectors tell us");
@@ -57,6 +57,9 @@ fn packets_are_taken_of_nodes_with_which_routes_are_exchanged_and_of_no_others()
     change_node(&mut world, "node-3", |routing| routing.asn = Some(64513));
     let mut plan = planned(&["--nodes-full-mesh=false"], &world);
     assert_eq!(ends(&plan), NOTHING);
+    change_node(&mut world, "node-3", |routing| routing.reflection = client);
+    plan.update(&world);
+    assert_eq!(ends(&plan), NOTHING, "reflectors are of one system");
     change_node(&mut world, "node-3", |routing| routing.asn = Some(64512));
     plan.update(&world);
     assert_eq!(ends(&plan).len(), 2, "it follows the annotations");
