@@ -44,7 +44,8 @@ pub struct Tunnel {
     /// MTU inside the tunnel, in bytes; `None` leaves it to the kernel.
     pub mtu: Option<u32>,
     pub up: bool,
-    /// It has the options that ours have: over IPv4 path MTU discovery, over IPv6 none that limits encapsulations, and as the protocol inside any, or IPv6 where there is UDP.
+    /// It has the options that ours have: over IPv4 path MTU discovery, over IPv6 none that limits encapsulations, and as the protocol inside any, or IPv6 where there is UDP;
+    /// no class of traffic and no flow label of its own or of the packet inside.
     /// Always true of what is wanted.
     pub has_options: bool,
     /// It has the address without which sources are filtered strictly ([`address::STAND_IN`](super::address::STAND_IN)), or it is one over IPv6, which needs none.

@@ -34,6 +34,8 @@ mod data {
     pub const LOCAL: u16 = 2;
     pub const REMOTE: u16 = 3;
     pub const TTL: u16 = 4;
+    pub const TOS: u16 = 5;
+    pub const FLOW: u16 = 7;
     pub const FLAGS: u16 = 8;
     pub const PROTOCOL: u16 = 9;
     pub const PATH_MTU_DISCOVERY: u16 = 10;
@@ -51,6 +53,8 @@ const GUE: u16 = 2;
 const CHECKSUM_V6: u16 = 2;
 /// `IP6_TNL_F_IGN_ENCAP_LIMIT`: no option that limits how often a packet is encapsulated, which takes eight bytes.
 const NO_ENCAP_LIMIT: u32 = 0x1;
+/// Flags of `ip6tnl` that users set (`IP6_TNL_F_…`, include/uapi/linux/ip6_tunnel.h); the kernel keeps its own, about which ways there are between the ends, above.
+const FLAGS_OF_USERS: u32 = 0x7f;
 
 impl Tunnels {
     /// Opens a socket in the network namespace of the calling thread. `is_ours` decides by a device's name.
@@ -281,17 +285,22 @@ fn listed(answer: &Answer<'_>) -> Option<Listed> {
 fn has_options(inside: &Attributes<'_>, family: Family) -> bool {
     match family {
         Family::V4 => {
-            let discovers = inside.get(data::PATH_MTU_DISCOVERY).and_then(|option| option.u8());
-            discovers.is_none_or(|option| option != 0)
+            let option = |which: u16| inside.get(which).and_then(|option| option.u8());
+            option(data::PATH_MTU_DISCOVERY).is_none_or(|option| option != 0) && option(data::TOS).is_none_or(is_unset)
         }
         Family::V6 => {
-            // The kernel's own flags, about which ways there are between the ends, are among these.
-            let flags = inside.get(data::FLAGS).and_then(|flags| flags.u32());
+            let option = |which: u16| inside.get(which).and_then(|option| option.u32());
             let carried = inside.get(data::PROTOCOL).and_then(|protocol| protocol.u8());
-            flags.is_none_or(|flags| flags & NO_ENCAP_LIMIT != 0)
+            option(data::FLAGS).is_none_or(|flags| flags & FLAGS_OF_USERS == NO_ENCAP_LIMIT)
+                && option(data::FLOW).is_none_or(is_unset)
                 && carried.is_none_or(|carried| carried == protocol(udp_port(inside), family))
         }
     }
+}
+
+/// Our devices leave the fields of an outer header to the kernel: [`describe`] writes none, which unsets them.
+fn is_unset<T: Default + PartialEq>(option: T) -> bool {
+    option == T::default()
 }
 
 /// Encapsulation that is not GUE reads as a port that nobody wants, so that it is put right.
@@ -371,6 +380,21 @@ mod tests {
         }));
         // `encaplimit none`, with the flags of the kernel's own; `encaplimit 0`; `mode ip6ip6`.
         assert_eq!((over_ipv6(0x7_0001, 0), over_ipv6(0x7_0000, 0), over_ipv6(0x1, 41)), (true, false, false));
+        // `dscp inherit`, `flowlabel inherit`, and a class and a label of their own.
+        assert_eq!([0x7_0003, 0x7_0005, 0x7_0011].map(|flags| over_ipv6(flags, 0)), [false; 3]);
+        let labelled = |label: u32| {
+            let options = |message: &mut Messages| {
+                message.u32(data::FLAGS, 1).u32(data::FLOW, label);
+            };
+            listed_with("2001:db8::1", "2001:db8::2", options).has_options
+        };
+        assert_eq!((labelled(0), labelled(0x2000_0000_u32.to_be())), (true, false));
+        let of_class = |tos: u8| {
+            over_ipv4(&|message| {
+                message.u8(data::TOS, tos);
+            })
+        };
+        assert_eq!((of_class(0), of_class(0x20)), (true, false));
         assert!(over_ipv4(&|_| {}), "an option that is not told is not changed with every reading");
     }
 
