@@ -1,12 +1,13 @@
 //! Settings of single peers in the annotation `kube-router.io/peers`, as an agent follows them: each beside a speaker of ours
 //! outside, over either family.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice::bgp::message::{Attributes, Reason};
+use sluice::bgp::message::{Attributes, Community, Reason};
 use sluice::bgp::session::State;
 use sluice::bgp::speaker::Order;
 use sluice::net::Family;
@@ -169,6 +170,74 @@ fn a_peer_with_more_prefixes_than_it_may_have_loses_its_session_until_that_is_me
             eventually("a limit that is lower than what is there", &("Idle".to_owned(), 2), || neighbour(&hosts[0]));
         });
     }
+}
+
+/// `--bgp-mesh-max-prefixes`: what another node may tell, before it is looked at whose it is.
+#[test]
+fn a_node_that_tells_more_prefixes_than_nodes_may_loses_its_session() {
+    over_both(|hosts, _| {
+        std::fs::create_dir(hosts[0].file("manifests")).expect("a directory");
+        (1..=2).for_each(|number| put_node(&hosts[0], number, &[]));
+        let _agent = Agent::run(&hosts[0], &FLAGS, &["--bgp-mesh-max-prefixes=3"]);
+        let node = Ours::start(&hosts[1], 65001, false);
+        node.want(plain(&hosts[1], &hosts[0]));
+        node.order(routes(&hosts[1], Family::V6, 3));
+        node.is_up(hosts[0].address(Family::V4));
+        node.order(routes(&hosts[1], Family::V4, 3));
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(neighbour(&hosts[0]), ("Established".to_owned(), 0), "three of each family");
+        node.order(routes(&hosts[1], Family::V4, 4));
+        let said = node.learns("why the session ends", received);
+        assert_eq!(said.reason, Reason::MAXIMUM_PREFIXES);
+        eventually("that it stays away", &("Idle".to_owned(), 1), || neighbour(&hosts[0]));
+    });
+}
+
+/// RFC 8326 4.1: what a router announces with GRACEFUL_SHUTDOWN loses to any other way.
+#[test]
+fn packets_leave_a_router_that_says_it_leaves_before_it_is_gone_and_come_back_when_it_stays() {
+    for over in Family::BOTH {
+        with_hosts(3, Topology::Link, |hosts| {
+            std::fs::create_dir(hosts[0].file("manifests")).expect("a directory");
+            let peer = |host: &Host| format!("{{remoteip: \"{}\", remoteasn: 65002}}", host.address(over));
+            let peers = format!("[{}, {}]", peer(&hosts[1]), peer(&hosts[2]));
+            put_node(&hosts[0], 1, &[("peers", &peers)]);
+            let _agent = Agent::run(&hosts[0], &FLAGS, &[]);
+            let start = |host: &Host| {
+                let router = Ours::start(host, 65002, false);
+                router.want(wanted(&cell(over), host, &hosts[0]));
+                router
+            };
+            let routers = [start(&hosts[1]), start(&hosts[2])];
+            let announce = |number: usize, communities: &[Community]| {
+                let mut attributes = Attributes::local(hosts[number].address(over));
+                attributes.add_communities(communities);
+                let prefix = destination(over).parse().expect("a prefix");
+                routers[number - 1].order(vec![Order::Originate(prefix, Box::new(attributes))]);
+            };
+            let ways = || {
+                let family = if over == Family::V4 { "-4" } else { "-6" };
+                let shown = hosts[0].ask(&["ip", family, "route", "show", destination(over)]).unwrap_or_default();
+                let gateways = shown.split("via ").skip(1).filter_map(|rest| rest.split_whitespace().next());
+                gateways.map(str::to_owned).collect::<BTreeSet<String>>()
+            };
+            let through = |numbers: &[usize]| -> BTreeSet<String> {
+                numbers.iter().map(|number| hosts[*number].address(over).to_string()).collect()
+            };
+            (1..=2).for_each(|number| announce(number, &[]));
+            eventually("both ways", &through(&[1, 2]), ways);
+            announce(1, &[Community::GRACEFUL_SHUTDOWN]);
+            eventually("the way that stays", &through(&[2]), ways);
+            announce(2, &[Community::GRACEFUL_SHUTDOWN]);
+            eventually("both, as there is no better one", &through(&[1, 2]), ways);
+            announce(1, &[]);
+            eventually("the way that stays again", &through(&[1]), ways);
+        });
+    }
+}
+
+fn destination(family: Family) -> &'static str {
+    if family == Family::V4 { "203.0.113.1/32" } else { "2001:db8:113::1/128" }
 }
 
 #[test]

@@ -147,7 +147,12 @@ fn options_of_kube_routers_tunnels_become_ours_on_the_same_device_and_its_routes
             ("ip6tnl mode ip6ip6 encaplimit 4", ("2001:db8::1", "2001:db8::3"), "fd00:10:244:3::/64", "ip6tnl any"),
             // As somebody has changed ours.
             ("ipip ttl inherit tos inherit pmtudisc", ("192.0.2.1", "192.0.2.4"), "10.244.4.0/24", " pmtudisc"),
-            ("ip6tnl mode any encaplimit none tclass inherit flowlabel inherit", ("2001:db8::1", "2001:db8::4"), "fd00:10:244:4::/64", "encaplimit none"),
+            (
+                "ip6tnl mode any encaplimit none tclass inherit flowlabel inherit",
+                ("2001:db8::1", "2001:db8::4"),
+                "fd00:10:244:4::/64",
+                "encaplimit none",
+            ),
         ] {
             let (key, want) = (name(1), Tunnel { mtu: None, ..tunnel(ends.0, ends.1, None) });
             run(&format!("ip link add {key} type {made} local {} remote {}", ends.0, ends.1));

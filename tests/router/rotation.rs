@@ -3,14 +3,17 @@
 //! Of the kernel there is what matters: devices with keys, peers with ranges of which each belongs to one, and sessions. The plans, the steps and what is told are the program's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice::bgp::message::Attributes;
+use sluice::bgp::rib::{Best, PeerId, RouteChange};
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::{RouteKey, TABLE_MAIN};
 use sluice::kernel::sysctl::Setting;
 use sluice::kernel::wireguard::{Peer, PeerKey, Peers, Session};
 use sluice::model::World;
-use sluice::net::PublicKey;
+use sluice::net::{Family, PublicKey};
 use sluice::reconcile::Target;
 use sluice::router::names::{WIREGUARD, WIREGUARD_SECOND};
 use sluice::router::plan::{OwnKeys, Plan};
@@ -19,7 +22,9 @@ use sluice::router::rotation::{Rotation, Standing, Step, Told, next_to_tell};
 use crate::cluster::{Cluster, prefix};
 use crate::support::random::Random;
 
-const WORDS: [&str; 4] = ["--enable-ipv6", "--overlay-type=full", "--overlay-encap=wireguard", "--node-routes=api"];
+const WORDS: [&str; 3] = ["--enable-ipv6", "--overlay-type=full", "--overlay-encap=wireguard"];
+/// Where routes to pods of other nodes come from, seed by seed.
+const SOURCES: [&str; 2] = ["--node-routes=api", "--node-routes=bgp"];
 const NODES: usize = 3;
 const DEVICES: [&str; 2] = [WIREGUARD, WIREGUARD_SECOND];
 
@@ -116,9 +121,23 @@ impl Machine {
     }
 }
 
+/// The routes of all other nodes, as their sessions have told them. Node objects come before them, where they count.
+fn told_by_sessions(world: &World, number: usize) -> Vec<RouteChange> {
+    let others = (1..=NODES).filter(|other| *other != number).map(|other| format!("node-{other}").into());
+    let nodes: Vec<_> = others.filter_map(|name| world.cluster.nodes.get(&name)).collect();
+    let routes = nodes.iter().flat_map(|node| node.pod_cidrs.iter().map(move |range| (node, *range)));
+    let change = routes.filter_map(|(node, range)| {
+        let next_hop = node.routing_address(Family::from(range))?;
+        let best = Best { source: PeerId::FIRST, attributes: Arc::new(Attributes::local(next_hop)) };
+        Some(RouteChange { prefix: range, best: Some(best), next_hops: vec![next_hop] })
+    });
+    change.collect()
+}
+
 impl Simulation {
     fn new(seed: u64) -> Simulation {
-        let mut cluster = Cluster::new(&WORDS);
+        let source = SOURCES[seed as usize % SOURCES.len()];
+        let mut cluster = Cluster::new(&[&WORDS[..], &[source]].concat());
         for number in 1..=NODES {
             let ranges = format!("10.244.{number}.0/24 fd00:10:244:{number}::/64");
             cluster.add_node(number, "192.0.2", "both", &ranges);
@@ -189,7 +208,9 @@ impl Simulation {
         let latest = if self.is_out { agent.seen } else { self.told.len() - 1 };
         agent.seen += self.random.below(latest - agent.seen + 1);
         machine.seen = agent.seen;
-        agent.plan.update(&self.world(number, agent.seen));
+        let world = self.world(number, agent.seen);
+        agent.plan.update(&world);
+        agent.plan.learn(&told_by_sessions(&world, number));
         agent.plan.set_sessions(machine.sessions(self.now));
         let lives = self.change(number, &mut agent, &mut machine, kills).is_some();
         self.tell(number, &agent, &machine);
