@@ -166,8 +166,7 @@ impl Nodes {
         let mut note_ends =
             |both: &PerFamily<Option<IpAddr>>| changed.ends.extend(both.iter().filter_map(|(_, end)| *end));
         let mut moved: BTreeSet<IpAddr> = BTreeSet::new();
-        let place = |part: &Part| (part.created, part.internal, part.both, part.exchanges);
-        if place(&old) != place(&new) {
+        if !old.has_same_ends(&new) {
             let all = [&old.both, &new.both, &old.internal, &new.internal];
             moved.extend(all.into_iter().flat_map(PerFamily::iter).filter_map(|(_, address)| *address));
         }
