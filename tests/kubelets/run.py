@@ -50,6 +50,7 @@ OF_SEVERAL = [newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, reb
 
 KUBE_ROUTER = "kube-router"  # of --move
 HOST_SECONDS = 900  # of the life of a cluster, for what another applies to one node
+MOVE_SECONDS = 4 * 3600  # the same for a move, which takes two hours beside a second guest and compilers
 
 GROUPS = {"integrators": [name for name in integrators.RENDERINGS if not name.startswith("upstream-")], "upstream": list(integrators.RENDERINGS)}
 
@@ -89,11 +90,11 @@ def main():
     if known.helm and not known.short:
         parser.error("--helm is a newcomer's way on one node: --short")
     if known.move == calico.NAME:
-        bed, tests = Bed(known.binary, max(2, known.nodes), calico.MANIFEST, [*calico.VALUES, *known.values]), calico.FromCalico().tests()
+        bed, tests = Bed(known.binary, max(2, known.nodes), calico.MANIFEST, [*calico.VALUES, *known.values], seconds=MOVE_SECONDS), calico.FromCalico().tests()
     elif known.move:
         is_whole = known.services or known.move == KUBE_ROUTER
         place = {"name": MANIFEST} if is_whole else {"name": "kubeadm-kuberouter", "kind": "native"}
-        bed, tests = Bed(known.binary, max(2, known.nodes), values=known.values, proxy_mode=known.proxy_mode, **place), (kube_router.Move() if known.move == KUBE_ROUTER else moves.Move(known.move, known.services)).tests()
+        bed, tests = Bed(known.binary, max(2, known.nodes), values=known.values, proxy_mode=known.proxy_mode, seconds=MOVE_SECONDS, **place), (kube_router.Move() if known.move == KUBE_ROUTER else moves.Move(known.move, known.services)).tests()
     elif any(name in integrators.RENDERINGS for name in names):
         bed, tests = Bed(known.binary, known.nodes, seconds=max(cluster.SECONDS, HOST_SECONDS * known.nodes * len(names))), theirs.tests(names, known.nodes)
     elif len(names) == 1:
