@@ -18,14 +18,15 @@ pub mod sessions;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::net::Bfd;
 use crate::net::ttl_security::least_ttl;
 
 pub use packet::{Diagnostic, State};
 pub use session::Status;
 
 /// UDP ports of BFD: RFC 5881 4, RFC 5883 5.
-pub const SINGLE_HOP: u16 = 3784;
-pub const MULTIHOP: u16 = 4784;
+pub const SINGLE_HOP: u16 = Bfd::PORT;
+pub const MULTIHOP: u16 = Bfd::MULTIHOP_PORT;
 
 /// Session, as both of its ends find it before they know each other's discriminators.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

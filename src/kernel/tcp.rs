@@ -1,13 +1,14 @@
 //! TCP sockets with the options that routing protocols need and that the standard library does not know.
 //!
-//! tcp(7), ip(7), ipv6(7): `TCP_MD5SIG` (RFC 2385), `IP_MINTTL` and `IPV6_MINHOPCOUNT` (RFC 5082), `IP_FREEBIND`, and the class
+//! tcp(7), ip(7), ipv6(7): `TCP_MD5SIG` (RFC 2385), `IP_MINTTL` and `IPV6_MINHOPCOUNT` (RFC 5082), `TCP_SAVE_SYN`, `IP_FREEBIND`, and the class
 //! of service CS6, which is meant for what keeps the network itself alive (RFC 4594 3.1).
 //!
 //! Nothing of this outlives the process: sockets go with it.
 //!
 //! Options of a listening socket apply to the answers to connections that are being established; accepted ones get
 //! their own, because neighbours differ. A key of TCP MD5 belongs to a neighbour's address and a socket: on one that
-//! listens the kernel drops what comes from there with another key or without one, before anybody sees it.
+//! listens the kernel drops what comes from there with another key or without one, before anybody sees it. The least TTL of a neighbour counts from when its connection
+//! is accepted on: what came before, as with the acknowledgement of the handshake, was compared with none. So the segment that opened the connection is kept, and tells from how far it comes.
 #![expect(unsafe_code, reason = "some socket options are known neither to the standard library nor to rustix")]
 
 use std::ffi::c_int;
@@ -62,6 +63,7 @@ pub fn bound(on: SocketAddr) -> Result<TcpListener, Error> {
         }
         // A neighbour that counts hops does so from the first answer on; for the others it is more than enough.
         set(&socket, on.ip(), Hops { sent: Some(u8::MAX), least: None })?;
+        set_raw(&socket, libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, &c_int::from(true).to_ne_bytes())?;
         bind(&socket, &on)?;
         Ok(socket)
     };
@@ -115,6 +117,28 @@ pub fn dialling(to: IpAddr, local: Option<IpAddr>, hops: Hops, key: Option<&[u8]
         set_key(&socket, to.into(), key)?;
     }
     Ok(TcpStream::from(socket))
+}
+
+/// Returns the TTL or hop limit with which the segment came that opened an accepted connection; `None` where the kernel has not kept it, as while it answers a flood of them
+/// with cookies, and the second time.
+pub fn opened_with_ttl(socket: impl AsFd) -> Option<u8> {
+    // The headers of IP, with what extends them, and of TCP.
+    let mut headers = [0_u8; 1024];
+    let mut length = size_of_val(&headers) as libc::socklen_t;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is open as long as it is borrowed, and the kernel writes no more than the length that is given,
+    // which is that of the array.
+    let result = unsafe {
+        libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_SAVED_SYN, headers.as_mut_ptr().cast(), &raw mut length)
+    };
+    let headers = headers.get(..length as usize).filter(|_| result == 0)?;
+    // Version, in the upper half; time to live of IPv4 (RFC 791 3.1), hop limit of IPv6 (RFC 8200 3).
+    let at = match headers.first()? >> 4 {
+        4 => 8,
+        6 => 7,
+        _ => return None,
+    };
+    headers.get(at).copied()
 }
 
 /// Sets the options of the neighbour on an accepted connection.
@@ -313,6 +337,29 @@ mod tests {
         match rustix::net::connect(&socket, &to) {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(TcpStream::from(socket)),
             Err(errno) => Err(errno),
+        }
+    }
+
+    #[test]
+    fn the_segment_that_opened_a_connection_tells_from_how_far_it_comes() {
+        for on in ["127.0.0.1:0", "[::1]:0"] {
+            let on: SocketAddr = on.parse().unwrap();
+            let socket = bound(on).unwrap();
+            let on = socket.local_addr().unwrap();
+            listen(&socket, on).unwrap();
+            for sent in [64, 254, 255] {
+                let dialling = dialling(on.ip(), None, Hops { sent: Some(sent), least: None }, None).unwrap();
+                let _ = rustix::net::connect(&dialling, &on);
+                let (ours, _) = (0..500)
+                    .find_map(|_| {
+                        std::thread::sleep(Duration::from_millis(10));
+                        waiting(&socket).unwrap()
+                    })
+                    .expect("it is connected");
+                assert_eq!(opened_with_ttl(&ours), Some(sent), "{on}");
+                assert_eq!(opened_with_ttl(&ours), None, "the kernel keeps it until it is told");
+                assert_eq!(opened_with_ttl(&dialling), None);
+            }
         }
     }
 

@@ -17,6 +17,8 @@ pub struct Bfd {
 impl Bfd {
     /// UDP port of a neighbour on our link (RFC 5881 4).
     pub const PORT: u16 = 3784;
+    /// UDP port of a neighbour that may be several hops away (RFC 5883 5).
+    pub const MULTIHOP_PORT: u16 = 4784;
     pub const PORTS: RangeInclusive<u64> = 1..=u16::MAX as u64;
     pub const MULTIPLIERS: RangeInclusive<u64> = 1..=u8::MAX as u64;
     /// Milliseconds whose microseconds have 32 bits.

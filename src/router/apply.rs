@@ -13,6 +13,7 @@
 
 mod asked;
 mod filter;
+mod handed_over;
 mod overlay;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -292,7 +293,10 @@ impl<K: Kernel> Mirrors<K> {
         }
         let may_be_there = |key: &&RouteKey| !self.routes.lacks((*key).clone()..=(*key).clone());
         self.withdrawn.extend(changed.withdrawn.iter().filter(may_be_there).cloned());
-        changed.source_rules.iter().for_each(|key| self.source_rules.mark(*key));
+        if !changed.source_rules.is_empty() {
+            // Others may have been kept that long (`Desired::keeps_source_rules`), of an earlier run too, which the plan does not know. There are few.
+            self.source_rules.mark_all();
+        }
     }
 
     /// Returns whether an earlier run has left routes in the kernel; false while that cannot be read.
@@ -385,12 +389,13 @@ impl<K: Kernel> Mirrors<K> {
             |key: &RouteKey| growth == Growth::Full || !learned.is_given(key.destination) || past_walls.contains(key);
         let may = MayGrow { come: |_: &RouteKey| true, change: may_change };
         let routes_grown = self.routes.grow_those(learned.routes(), Growth::Full, at, may).len();
-        self.source_rules.grow(&desired.source_rules, growth, at);
+        let source_rules = self.with_kept_rules(desired, at);
+        self.source_rules.grow(&source_rules, growth, at);
 
         let going = self.without_received(past_walls, desired, leave);
         let mut gone = self.routes.delete_among(learned.routes(), at, |key| going.contains(key));
         if leave.authority == Authority::Complete {
-            self.source_rules.shrink(&desired.source_rules, at);
+            self.source_rules.shrink(&source_rules, at);
             // A learned route that is no longer desired was withdrawn: deleting it need not wait for peers.
             let (all, withdrawn) = (leave.routes_are_complete, &self.withdrawn);
             gone.extend(self.routes.shrink_where(learned.routes(), at, |key, _| all || withdrawn.contains(key)));

@@ -23,6 +23,7 @@ use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::kernel::tunnel::ReceivePort;
 use crate::kernel::vxlan::{EntryKey, Vxlan};
 use crate::kernel::wireguard::{Peer, PeerKey, Wireguard};
+use crate::net::PerFamily;
 
 use super::cni::Conf;
 use super::problem::Problem;
@@ -48,6 +49,9 @@ pub struct Desired {
     pub passages: BTreeMap<Passage, Passing>,
     /// Rules that select a table by source address.
     pub source_rules: BTreeMap<RuleKey, ()>,
+    /// The families of which such rules stay that are in the kernel, whatever their source: where packets are encrypted, and our own Node is gone or has no pod range
+    /// of the family yet. Pods run on meanwhile, and what they send to other nodes would leave by the main table, unencrypted. A rule of a former range does no harm.
+    pub keeps_source_rules: PerFamily<bool>,
     pub receive_ports: BTreeMap<ReceivePort, ()>,
     /// Packets are received by devices for single nodes (`ipip`, `fou`), whether or not a route leads through one yet.
     pub has_tunnels: bool,

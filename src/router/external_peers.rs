@@ -113,14 +113,13 @@ pub fn not_alone(peer: &ExternalPeer, links: &Standings) -> Option<Problem> {
     Some(Problem::new(About::ExternalPeer(peer.remote.clone()), text))
 }
 
-/// Returns how we peer with one. `password` is the peer's own, or the one in the password file.
+/// Returns how we peer with one. `password` is the peer's own, or the one in the password file ([`known`]).
 ///
 /// # Errors
-/// There can be no session: it is an address of this node, its password is not known, or this node has no address of its
-/// family.
+/// There can be no session: it is an address of this node, or this node has no address of its family.
 pub fn peering(
     Located { peer, address, own: own_on_link, path }: Located<'_>,
-    password: &Password,
+    password: Option<transport::Password>,
     own: &Identity,
     config: &RouterConfig,
     local: Local,
@@ -130,7 +129,6 @@ pub fn peering(
     if own.all.contains(&address) {
         return Err(problem("it is an address of this node; there is no session".to_owned()));
     }
-    let password = known(password, config).map_err(|text| problem(text.to_owned()))?;
     // On a link of its own a peer may know no other address of ours.
     let addresses = match own_on_link {
         Some(own) => PerFamily { v4: None, v6: Some(own) },
@@ -187,7 +185,7 @@ pub fn peering(
 ///
 /// # Errors
 /// There is one that is not known.
-fn known(password: &Password, config: &RouterConfig) -> Result<Option<transport::Password>, &'static str> {
+pub fn known(password: &Password, config: &RouterConfig) -> Result<Option<transport::Password>, &'static str> {
     match password {
         Password::None => Ok(None),
         Password::Key(secret) => Ok(transport::Password::new(secret.key()).ok()),

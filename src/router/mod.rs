@@ -45,6 +45,7 @@ pub mod reachable;
 pub mod mtu;
 pub mod node_sets;
 pub mod tunnel_names;
+pub mod link_addresses;
 pub mod pod_egress;
 pub mod forward;
 pub mod overlay_guard;

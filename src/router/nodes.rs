@@ -15,13 +15,13 @@ use crate::bgp::session::Local;
 use crate::bgp::speaker::WantedNeighbour;
 use crate::config::{NodeRoutes, RouterConfig, RouterId};
 use crate::kernel::ipset::{ElementKey, Entry};
-use crate::kernel::link::LinkName;
 use crate::model::{COUNTED_ADDRESSES, Node, Reflection};
 use crate::net::{Family, Password, PerFamily, PublicKey};
 use crate::packed::BlockMap;
 
 use super::claims::Claims;
 use super::identity::Identity;
+use super::link_addresses::LinkAddresses;
 use super::mesh::{self, Obstacle, Peering};
 use super::names::Set;
 use super::node_sets;
@@ -33,6 +33,7 @@ mod claimants;
 mod exchange;
 mod keys;
 mod problems;
+mod tunnels;
 
 use annotated_ranges::{AnnotatedRanges, Judged, around};
 use claimants::Claimant;
@@ -45,6 +46,7 @@ pub struct Nodes {
     /// The addresses of nodes that count, each with the addresses of its node in both families.
     addresses: Claims<IpAddr, Claimant, PerFamily<Option<IpAddr>>>,
     tunnel_names: TunnelNames,
+    link_addresses: LinkAddresses,
     /// The pod CIDRs of other nodes.
     ranges: Claims<IpNet, CompactString, ()>,
     /// The peering addresses of all nodes, ours too.
@@ -181,8 +183,7 @@ impl Nodes {
             let claim = |part: &Part| Some((part.address_claim(name, address)?, part.both));
             let before = self.addresses.first(&address).copied();
             let is_changed = self.addresses.replace(&address, claim(&old), claim(&new));
-            let is_others = !self.with_address(&address).any(|one| *one == around.own.name);
-            self.tunnel_names.note(address, is_others && self.addresses.contains(&address));
+            moved.extend(self.note_tunnel(address, around));
             if is_changed {
                 changed.addresses.push(address);
                 [before.as_ref(), self.addresses.first(&address)].into_iter().flatten().for_each(&mut note_ends);
@@ -217,16 +218,6 @@ impl Nodes {
         changed.before = old.neighbour.map(|neighbour| (neighbour, old.created));
         changed.wanted = wanted;
         changed
-    }
-
-    /// Takes the names of the tunnels that an earlier run has left. Before the first node.
-    pub fn adopt_tunnels(&mut self, found: BTreeMap<LinkName, IpAddr>) {
-        self.tunnel_names.adopt(found);
-    }
-
-    /// Returns the name of the tunnel to a node.
-    pub fn tunnel_name(&self, address: IpAddr) -> LinkName {
-        self.tunnel_names.of(address)
     }
 
     /// Returns the addresses in both families of the node with this address, if it is not this node: the first one that is spoken with by it, else the

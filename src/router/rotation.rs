@@ -40,8 +40,11 @@ use std::time::{Duration, Instant};
 use compact_str::CompactString;
 
 use super::plan::OwnKeys;
+use crate::model::WIREGUARD_NEXT_KEY_ANNOTATION as NEXT_KEY_ANNOTATION;
 use crate::net::PublicKey;
 
+/// Time that an annotation has to follow what it is about before other nodes are said not to know it.
+pub const UNTOLD: Duration = Duration::from_secs(15);
 /// Time that other nodes have to hear of the next key, and that a node has to answer, before it counts as out of reach.
 const GRACE: Duration = Duration::from_secs(30);
 /// Time after which those are named, too, that have the next key and use the first one still: their agents may have gone in between.
@@ -60,6 +63,8 @@ pub struct Standing {
     pub is_held_up: bool,
     /// Our Node tells both keys.
     pub is_told: bool,
+    /// The next key, where our Node does not tell it.
+    pub untold: Option<PublicKey>,
     /// The kernel has just told the sessions.
     pub is_seen: bool,
     /// There is a second device, for the change of another node's key or for the last one of this node's.
@@ -88,6 +93,8 @@ pub enum Step {
 pub struct Rotation {
     /// Since when other nodes can know the next key, as far as this process has seen.
     told: Option<Instant>,
+    /// Since when they cannot, while the key changes: the annotation is not written, or has gone.
+    untold: Option<Instant>,
     note: Option<String>,
 }
 
@@ -119,7 +126,10 @@ impl Rotation {
         self.told =
             self.told.filter(|_| standing.is_changing).or((standing.is_changing && standing.is_told).then_some(now));
         let waited = self.told.map(|told| now.saturating_duration_since(told)).unwrap_or_default();
-        self.note = note(standing, waited);
+        let is_untold = standing.is_changing && standing.untold.is_some();
+        self.untold = self.untold.filter(|_| is_untold).or(is_untold.then_some(now));
+        let untold = standing.untold.filter(|_| self.untold.is_some_and(|since| since + UNTOLD <= now));
+        self.note = note(standing, waited, untold);
         if standing.is_changing {
             return (waited >= GRACE && standing.is_seen && standing.by_first_key.is_empty()).then_some(Step::Take);
         }
@@ -132,8 +142,8 @@ impl Rotation {
     }
 }
 
-/// `waited`: since other nodes can know the next key.
-fn note(standing: &Standing, waited: Duration) -> Option<String> {
+/// `waited`: since other nodes can know the next key. `untold`: that key, where they have not been able to for a while.
+fn note(standing: &Standing, waited: Duration, untold: Option<PublicKey>) -> Option<String> {
     let named = |nodes: &mut dyn Iterator<Item = &CompactString>| {
         nodes.take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
@@ -148,6 +158,12 @@ fn note(standing: &Standing, waited: Duration) -> Option<String> {
         return Some(format!(
             "the WireGuard key of this node changes, and is that of Node {nodes} too, by its annotation: what either Node has may not be reached, and the change may not end, before one of \
              them is gone or has another key"
+        ));
+    }
+    if let Some(key) = untold {
+        return Some(format!(
+            "the WireGuard key of this node changes when other nodes know the next one: the annotation {NEXT_KEY_ANNOTATION} of its Node is not {key}; the agent writes it \
+             where it has the right to patch nodes, and with --manifests whoever writes them"
         ));
     }
     if standing.is_changing {
@@ -242,6 +258,27 @@ mod tests {
         let doubled = Standing { namesakes: vec!["node-9".into()], ..due };
         assert_eq!(rotation.step(&doubled, now), None);
         assert!(rotation.note().is_some_and(|note| note.ends_with("of Node node-9 too")));
+    }
+
+    #[test]
+    fn a_next_key_that_the_node_does_not_tell_is_named_so_that_somebody_else_can_write_it() {
+        let start = Instant::now();
+        let key = PublicKey::new(&[7; 32]).expect("a key");
+        let told = Standing { is_changing: true, has_second: true, is_told: true, ..Standing::default() };
+        let untold = Standing { is_told: false, untold: Some(key), ..told.clone() };
+        let mut rotation = Rotation::default();
+        let mut is_named = |standing: &Standing, seconds: u64| {
+            assert_eq!(rotation.step(standing, after(start, seconds)), None);
+            let named = format!("the annotation kube-router.io/wireguard-next-public-key of its Node is not {key};");
+            rotation.note().is_some_and(|note| note.contains(&named))
+        };
+        assert_eq!([0, 14, 15, 600].map(|seconds| is_named(&untold, seconds)), [false, false, true, true]);
+        assert!(!is_named(&told, 601), "somebody has written it");
+        // It is taken away, and has the same time as at first.
+        assert_eq!([602, 616, 617].map(|seconds| is_named(&untold, seconds)), [false, false, true]);
+        // What is not there yet is not to be told: the second device has another key.
+        let held_up = Standing { is_changing: false, is_held_up: true, ..untold };
+        assert_eq!([618, 700].map(|seconds| is_named(&held_up, seconds)), [false, false]);
     }
 
     #[test]

@@ -26,6 +26,9 @@
 //! With `--overlay-encap-receive` a node that would be sent to through a tunnel has a device of its own, too, where that takes what the node sends by `ipip` or
 //! `fou`; no route leads through it.
 //!
+//! No tunnel leads to a node that the kernel could not tell from another one by what tunnels have: the name of a device, or a link address of `vxlan`. Both are
+//! hashes, so that somebody may search an address with those of another node (`tunnel_names`, `link_addresses`).
+//!
 //! The next hops of a router behind an interface are link-local addresses of that link, in both families:
 //! `ip route replace 203.0.113.0/24 via inet6 fe80::2 dev eth1 proto 17`.
 //!
@@ -86,6 +89,10 @@ pub struct Place<'a> {
     pub exchanges: &'a dyn Fn(IpAddr) -> bool,
     /// Returns the name of the tunnel to the node with this address.
     pub tunnel_name: &'a dyn Fn(IpAddr) -> LinkName,
+    /// Returns whether both names of that tunnel are those of tunnels to other nodes.
+    pub is_nameless: &'a dyn Fn(IpAddr) -> bool,
+    /// Returns whether the link address for `vxlan` that belongs to an address of a node is that of another one, which comes first, or ours.
+    pub has_anothers_link_address: &'a dyn Fn(IpAddr) -> bool,
     /// Returns the InternalIP of the node at this address, in its family, which is another address of that node and of no other one; `None` where pods
     /// have no business there.
     pub internal: &'a dyn Fn(IpAddr) -> Option<IpAddr>,

@@ -584,6 +584,16 @@ fn a_node_that_drains_without_service_addresses_says_that_there_are_none() {
 }
 
 #[test]
+fn a_router_outside_with_which_there_can_be_no_session_is_noted_by_a_node_that_is_ready() {
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags.extend(["--peer-router-ips=127.0.0.1".to_owned(), "--peer-router-asns=65001".to_owned()]);
+    setup.run(State::default(), async |seen| {
+        let note = "127.0.0.1: it is an address of this node";
+        seen.until("it is noted", |seen| seen.health.notes().iter().any(|text| text.to_string().contains(note))).await;
+    });
+}
+
+#[test]
 fn with_node_objects_and_without_an_as_number_tunnels_go_routes_are_told_and_nothing_is_missing() {
     let mut setup = Setup::new(Backend::Nftables);
     setup.flags[2] = "--nodes-full-mesh=false".to_owned();

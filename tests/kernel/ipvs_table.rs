@@ -89,7 +89,7 @@ impl Scene {
         let mut desired: BTreeMap<Object, Content> =
             Set::BASIC.into_iter().map(|set| guard::table_set(set, self.family)).collect();
         desired.extend(guard::table_chains(&[self.family]));
-        desired.extend(masquerade::table_chains(&node, false));
+        desired.extend(masquerade::table_chains(&node, false, 179));
         let own = [self.outer, self.inner].map(|address| Set::LocalAddresses.object(&Entry::Ip(address)));
         let served = [(self.service, 80), (self.outer, NODE_PORT)];
         let addresses = served.map(|(address, _)| Set::ServiceAddresses.object(&Entry::Ip(address)));
@@ -101,12 +101,17 @@ impl Scene {
 
     /// Connects from the client. Returns the source address that the pod sees, where a connection comes about.
     fn asks(&self, to: IpAddr, port: u16) -> Result<Option<IpAddr>, ErrorKind> {
+        self.asks_of(&self.endpoint, to, port)
+    }
+
+    /// The same of another server in the pod.
+    fn asks_of(&self, server: &TcpListener, to: IpAddr, port: u16) -> Result<Option<IpAddr>, ErrorKind> {
         let connected = inside(&self.client, || {
             TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_secs(3)).map_err(|error| error.kind())
         })?;
         let until = Instant::now() + Duration::from_secs(1);
         while Instant::now() < until {
-            if let Ok((_, seen)) = self.endpoint.accept() {
+            if let Ok((_, seen)) = server.accept() {
                 drop(connected);
                 return Ok(Some(seen.ip()));
             }
@@ -146,6 +151,31 @@ fn connections_of_ipvs_have_the_nodes_address_by_the_table_alone() {
         for (to, port) in [(scene.service, 80), (scene.outer, NODE_PORT)] {
             assert_eq!(scene.asks(to, port), Ok(Some(scene.inner)), "{to} {port}\n{}", run("nft list ruleset"));
         }
+    });
+}
+
+/// A Service may name any address and port as its endpoint, another node's speaker among them, which knows its neighbours by their addresses.
+#[test]
+fn a_client_of_a_service_that_leads_to_a_speaker_of_bgp_keeps_its_own_address() {
+    with_each_family(|scene| {
+        let mut table = Mirror::new(OwnTable::open(TABLE).expect("the kernel can be reached"));
+        table.grow(&scene.desired(), Growth::Full, at());
+        assert!(table.is_settled(), "{:?}", table.trouble());
+        let (_, [_, client, inner, _, pod, _]) = if scene.family == Family::V4 { V4 } else { V6 };
+        let other = format!("other{}", if scene.family == Family::V6 { 6 } else { 4 });
+        let there = File::open(format!("/run/netns/{other}")).expect("the other node");
+        let speaker = inside(&there, || TcpListener::bind((pod, 179)).expect("the port is free"));
+        speaker.set_nonblocking(true).expect("a listener need not wait");
+        let pod: IpAddr = pod.parse().expect("an address");
+        let service = SocketAddr::new(scene.service, 80);
+        run(&format!("ipvsadm -d -t {service} -r {}", SocketAddr::new(pod, 8080)));
+        run(&format!("ipvsadm -a -t {service} -r {} -m", SocketAddr::new(pod, 179)));
+        assert!(scene.asks_of(&speaker, scene.service, 80).is_err(), "its node has no way back to the client");
+        // With one it sees who asks.
+        run(&format!("ip -n {other} route add {client} via {inner}"));
+        let seen = scene.asks_of(&speaker, scene.service, 80);
+        assert_eq!(seen, Ok(client.parse().ok()), "{}", run("nft list ruleset"));
+        assert_eq!(scene.asks(scene.outer, NODE_PORT), Ok(Some(scene.inner)), "others are masqueraded");
     });
 }
 

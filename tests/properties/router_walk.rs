@@ -31,13 +31,14 @@ use sluice::kernel::link::LinkName;
 use sluice::kernel::monitor::Notice;
 use sluice::kernel::nftables::{Content, Object as InTable};
 use sluice::kernel::route::{Route, RouteKey, TABLE_MAIN};
+use sluice::kernel::rule::RuleKey;
 use sluice::kernel::wireguard::PeerKey;
 use sluice::model::{Authority, World};
 use sluice::net::Family;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Kernel, Leave, Mirrors};
 use sluice::router::desired::RouterChanges;
-use sluice::router::names::{BRIDGE, WIREGUARD, is_tunnel, is_vxlan, vxlan};
+use sluice::router::names::{BRIDGE, TUNNEL_TABLE, WIREGUARD, is_tunnel, is_vxlan, vxlan};
 use sluice::router::overlay_guard;
 use sluice::router::plan::Plan;
 use sluice::subsystem::Kinds;
@@ -666,7 +667,11 @@ impl<'r> Walk<'r> {
 
     fn must_be_as_wanted(&mut self) {
         let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
-        let wanted = self.agent.wanted();
+        let mut wanted = self.agent.wanted();
+        // Rules of ranges that our own Node has no more stay until it has others, where packets are encrypted.
+        let keeps = self.agent.plan.desired().keeps_source_rules;
+        let stays = |rule: &&RuleKey| rule.table == TUNNEL_TABLE && *keeps.of(Family::from(rule.source));
+        wanted.source_rules.extend(state.source_rules.keys().filter(stays).map(|rule| (*rule, ())));
         same(&state.bridges, &foreign.bridges, &wanted.bridges);
         same(&state.sets, &foreign.sets, &wanted.sets);
         same(&state.elements, &foreign.elements, &wanted.elements);

@@ -22,6 +22,7 @@ use sluice::router::apply::{Kernel, Leave, Mirrors};
 use sluice::router::names::is_vxlan;
 use sluice::router::overlay_guard::{guarded_ports, guarded_ports_of_table};
 use sluice::router::plan::Plan;
+use sluice::subsystem::Kinds;
 
 use crate::cluster::{Cluster, prefix};
 use crate::support::memory::{MemoryKernel, Object, State};
@@ -90,6 +91,50 @@ fn when_a_device_can_be_made_at_last_what_needs_it_comes_in_the_same_round() {
             assert_eq!((ours, all(true), all(false)), (4, true, true), "{backend}");
         });
     }
+}
+
+/// What failed meanwhile waits for its own time, up to half a minute later than the rules.
+#[test]
+fn when_the_guard_of_a_device_can_be_written_at_last_what_needs_the_device_comes_in_the_same_round() {
+    let words = ["--enable-ipv6", "--node-routes=api", "--overlay-type=full", "--overlay-encap=vxlan"];
+    let mut cluster = Cluster::new(&[&words[..], &["--netfilter=iptables"]].concat());
+    for number in 1..=2 {
+        cluster.add_node(number, "192.0.2", "both", &format!("10.244.{number}.0/24 fd00:10:244:{number}::/64"));
+    }
+    let (config, families) = cluster.config();
+    let mut plan = Plan::new(config.clone(), families);
+    let changed = plan.update(&cluster.world(1));
+    let mut state = State::of_others();
+    let own = |text: &str| AddressKey { link: LinkName("eth0".into()), address: prefix(text) };
+    state.addresses.extend([(own("192.0.2.1/24"), ()), (own("2001:db8:2::1/64"), ())]);
+    let kernel = MemoryKernel::new(state);
+    kernel.with(|machine| machine.broken = Some(Family::V6));
+    let mut mirrors = Mirrors::new(kernel.router_targets_of(config.backend));
+    mirrors.mark(&changed);
+    let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
+    let mut now = Instant::now();
+    for _ in 0..12 {
+        mirrors.round(plan.desired(), plan.routes(), leave, Moment { now, jitter: 0 });
+        now = mirrors.retry_at().expect("it is tried again");
+    }
+    mirrors.round(plan.desired(), plan.routes(), leave, Moment { now, jitter: 0 });
+    let device = LinkName("sluice-vxlan6".into());
+    assert!(kernel.with(|machine| !machine.state.overlay_devices.contains_key(&device)));
+    kernel.with(|machine| machine.broken = None);
+    let now = now + Duration::from_millis(1);
+    assert!(mirrors.retry_at().is_some_and(|due| due > now), "all of it waits");
+    for kind in mirrors.kinds().into_iter().filter(|kind| kind.mirror.name() == "rules") {
+        kind.mirror.retry_now();
+    }
+    mirrors.round(plan.desired(), plan.routes(), leave, Moment { now, jitter: 0 });
+    let routes = plan.routes().routes().iter();
+    let through: Vec<_> = routes.filter(|(_, route)| route.next_hops.iter().any(|hop| hop.link == device)).collect();
+    kernel.with(|machine| {
+        assert!(machine.state.overlay_devices.contains_key(&device));
+        let entries = machine.state.overlay_entries.keys().filter(|entry| entry.link == device).count();
+        let are_there = through.iter().all(|(key, route)| machine.state.routes.get(*key) == Some(*route));
+        assert_eq!((entries, through.is_empty(), are_there), (1, false, true));
+    });
 }
 
 /// As on a host without `ip6tables`.

@@ -291,6 +291,7 @@ impl Simulation {
             is_changing: keys.is_changing,
             is_held_up: keys.has_next && !keys.is_changing,
             is_told: agent.next_key.is_some() && own == Told { first: keys.first, next: agent.next_key },
+            untold: agent.next_key.filter(|next| own.next != Some(*next)),
             is_seen: true,
             has_second: machine.devices.contains_key(WIREGUARD_SECOND),
             namesakes: agent.plan.namesakes().cloned().collect(),

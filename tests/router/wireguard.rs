@@ -12,11 +12,11 @@ use sluice::kernel::link::LinkName;
 use sluice::kernel::monitor::Notice;
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use sluice::kernel::wireguard::{Peer, PeerKey, Session};
-use sluice::model::{Authority, World};
+use sluice::model::{Authority, Node, World};
 use sluice::net::PublicKey;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
-use sluice::router::names::{PROTOCOL, WIREGUARD, WIREGUARD_SECOND};
+use sluice::router::names::{PROTOCOL, TUNNEL_TABLE, WIREGUARD, WIREGUARD_SECOND};
 use sluice::router::plan::{OwnKeys, Plan};
 use sluice::router::routes::wall;
 use sluice::subsystem::Kinds;
@@ -81,6 +81,13 @@ impl Run {
         Run { plan: Plan::new(config, families), mirrors, kernel }
     }
 
+    /// Another process goes on where this one was.
+    fn restart(&mut self, words: &[&str]) {
+        let (config, families) = Cluster::new(words).config();
+        self.mirrors = Mirrors::new(self.kernel.router_targets_of(config.backend));
+        self.plan = Plan::new(config, families);
+    }
+
     fn take(&mut self, world: &World, authority: Authority, routes_are_complete: bool) {
         let changed = self.plan.update(world);
         self.mirrors.mark(&changed);
@@ -93,6 +100,14 @@ impl Run {
 
     fn peer(&self, number: usize) -> Option<Peer> {
         self.kernel.with(|machine| machine.state.wireguard_peers.get(&key(number)).cloned())
+    }
+
+    /// Returns the sources of packets that are led by the table of tunnels.
+    fn sources(&self) -> Vec<String> {
+        self.kernel.with(|machine| {
+            let rules = machine.state.source_rules.keys().filter(|rule| rule.table == TUNNEL_TABLE);
+            rules.map(|rule| rule.source.to_string()).collect()
+        })
     }
 
     /// Returns the interval of the packets that keep the session by the first key of the second node alive.
@@ -208,6 +223,38 @@ fn a_peer_whose_node_is_deleted_goes_at_once_and_all_stay_while_our_own_node_is_
     world.cluster.nodes.remove(&"node-3".into());
     run.take(&world, Authority::Complete, false);
     assert_eq!([2, 3].map(|number| run.peer(number).is_some()), [true, false]);
+}
+
+#[test]
+fn pods_are_led_to_the_tunnels_while_our_own_node_is_gone_or_has_no_ranges_and_by_no_former_one_afterwards() {
+    for source in ["--node-routes=bgp", "--node-routes=api"] {
+        let words = [&ENCRYPTED[..], &[source]].concat();
+        let mut run = Run::new(&words, &[]);
+        let (_cluster, mut world) = seen_by_first(&words, &ranges(2), &ranges(3));
+        run.take(&world, Authority::Complete, true);
+        let both = ["10.244.1.0/24", "fd00:10:244:1::/64"];
+        assert_eq!(run.sources(), both, "{source}");
+        let own = (*world.cluster.nodes.remove(&"node-1".into()).expect("it is there")).clone();
+        run.take(&world, Authority::Complete, true);
+        assert_eq!(run.sources(), both, "{source}: it was deleted");
+        run.restart(&words);
+        run.take(&world, Authority::Complete, true);
+        assert_eq!(run.sources(), both, "{source}: a process that has never seen it");
+        let with_ranges = |ranges: &str| Node {
+            pod_cidrs: ranges.split_whitespace().map(prefix).collect(),
+            spec_pod_cidrs: None,
+            ..own.clone()
+        };
+        for (ranges, expected) in [
+            ("", both),
+            ("10.244.9.0/24", ["10.244.9.0/24", both[1]]),
+            ("10.244.9.0/24 fd00:10:244:9::/64", ["10.244.9.0/24", "fd00:10:244:9::/64"]),
+        ] {
+            world.cluster.nodes.insert("node-1".into(), with_ranges(ranges));
+            run.take(&world, Authority::Complete, true);
+            assert_eq!(run.sources(), expected, "{source}: it is registered anew with {ranges:?}");
+        }
+    }
 }
 
 #[test]

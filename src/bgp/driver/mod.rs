@@ -11,6 +11,7 @@
 //! Connections are accepted from configured neighbours, to the local address configured for them, with their password.
 //! Others are closed at once, and counted. A neighbour that stays silent is closed by its session machine (`session`).
 
+mod admission;
 mod apply;
 mod keys;
 mod facts;
@@ -42,7 +43,7 @@ use crate::kernel::{Error, processor, tcp};
 use crate::net::link_local::of_socket;
 use crate::observe::health::Pulse;
 use crate::reconcile::{self, Moments};
-use apply::{Happened, Links, Reading, Waits, hops};
+use apply::{Happened, Links, Reading, Waits};
 use liveness::Watching;
 use news::News;
 use serve::Listeners;
@@ -330,12 +331,17 @@ impl Driver {
         match command {
             Command::Orders(orders) => {
                 let may_change = orders.iter().any(|order| matches!(order, Order::Want(_) | Order::Remove(..)));
+                // A Service that changes concerns no path, however many neighbours there are.
+                let moves_paths =
+                    orders.iter().any(|order| matches!(order, Order::Stop(..) | Order::Start(_) | Order::Restart(..)));
                 let outputs = self.speaker.orders(self.moment(), orders);
                 self.carry_out(outputs);
                 if may_change {
                     self.set_passwords();
                 }
-                self.set_liveness();
+                if may_change || moves_paths {
+                    self.set_liveness();
+                }
             }
             Command::Listen(on) => {
                 self.listeners.set(on);
@@ -430,36 +436,6 @@ impl Driver {
                 self.step(Input::DialFailed(address));
             }
         }
-    }
-
-    fn accept(&mut self, on: SocketAddr, stream: TcpStream, from: IpAddr) {
-        match self.admit(on, &stream, from) {
-            Err(refusal) => self.news.refused(from, refusal),
-            // The neighbour has disconnected in the meantime.
-            Ok(Err(_)) => {}
-            Ok(Ok(())) => {
-                let link = self.links.add(&self.waits, from, stream);
-                self.step(Input::Accepted(from, link));
-            }
-        }
-    }
-
-    /// Returns whether a connection is admitted, and the result of applying the neighbour's options to it.
-    fn admit(&self, on: SocketAddr, stream: &TcpStream, from: IpAddr) -> Result<Result<(), Error>, Refusal> {
-        let neighbour = self.speaker.neighbour(from).ok_or(Refusal::Stranger)?;
-        let transport = &neighbour.wanted().transport;
-        let local = stream.local_addr().ok().map(of_socket);
-        if transport.local.is_some() && transport.local != local {
-            return Err(Refusal::OtherAddress);
-        }
-        if !self.listeners.has_key(on, from) {
-            return Err(Refusal::NoPassword);
-        }
-        if self.links.count(from) >= CONNECTIONS {
-            return Err(Refusal::TooMany);
-        }
-        let key = transport.password.as_ref().map(|password| password.key());
-        Ok(tcp::adopt(stream, from, hops(transport.time_to_live), key))
     }
 
     fn moment(&self) -> Moment {

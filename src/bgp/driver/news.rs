@@ -74,6 +74,8 @@ pub enum Refusal {
     NoPassword,
     /// The neighbour has too many connections already, most of which are closing.
     TooMany,
+    /// The connection was opened from farther away than the neighbour may be (RFC 5082), or nobody knows from how far.
+    TooFar,
 }
 
 /// Queue of undelivered events.

@@ -197,7 +197,7 @@ impl Plan {
                 rules.extend(inside::rules(&self.node, family));
             }
             rules.extend(self.marking_rules(family));
-            rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, family));
+            rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, self.config.bgp_port, family));
         }
         let old = std::mem::replace(&mut self.desired.rules, rules);
         changed.rules.extend(different_keys(&old, &self.desired.rules));
@@ -219,7 +219,7 @@ impl Plan {
         let passages = if self.config.guard { host_input::passages(&families) } else { BTreeMap::new() };
         let old = std::mem::replace(&mut self.desired.passages, passages);
         changed.passages.extend(different_keys(&old, &self.desired.passages));
-        new.extend(masquerade::table_chains(&self.node, self.config.masquerade_all));
+        new.extend(masquerade::table_chains(&self.node, self.config.masquerade_all, self.config.bgp_port));
         // Elements are the last of all objects.
         let before = self.desired.table.iter().take_while(|(object, _)| !matches!(object, Object::Element(..)));
         let old: BTreeMap<Object, Content> =

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::{HasKeys, HasSessions, Kernel, Leave, Mirrors};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, TABLE_MAIN};
+use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl;
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::kernel::vxlan::gateway;
@@ -101,14 +102,17 @@ impl<K: Kernel> Mirrors<K> {
         let guarded = PerFamily::from_fn(|family| self.is_guarded(desired, family));
         let is_guarded = |name: &LinkName| guarded.iter().any(|(family, guarded)| *guarded && *name == vxlan(family));
         let grown = self.overlay_devices.grow_among(&desired.overlay_devices, Growth::Full, at, is_guarded);
-        if grown.iter().any(|name| there.contains(name)) {
-            // A device that was recreated, or set up, has lost its routes and entries. Those that failed because it could not be made
-            // need not wait any longer.
-            self.overlay_entries.forget();
+        if !grown.is_empty() {
+            // Those that failed because there was no device, as while it waited for its guard, need not wait any longer.
             self.overlay_entries.try_at_once();
-            self.routes.forget();
             self.routes.try_at_once();
         }
+        if grown.iter().any(|name| there.contains(name)) {
+            // A device that was recreated, or set up, has lost its routes and entries.
+            self.overlay_entries.forget();
+            self.routes.forget();
+        }
+        self.clear_handed_over(learned, at);
         self.overlay_entries.grow(learned.entries(), Growth::Full, at);
         grown
     }
@@ -245,6 +249,17 @@ impl<K: Kernel> Mirrors<K> {
             past_walls.retain(|key| !seen.and_then(|seen| seen.get(key)).is_some_and(serves));
         }
         past_walls
+    }
+
+    /// Returns the wanted rules that choose the tunnel table, with those in the kernel that stay for now ([`Desired::keeps_source_rules`]).
+    pub(super) fn with_kept_rules(&mut self, desired: &Desired, at: Moment) -> BTreeMap<RuleKey, ()> {
+        let mut rules = desired.source_rules.clone();
+        if !self.source_rules.is_settled() && self.source_rules.learn(at) {
+            let is_kept = |rule: &&RuleKey| *desired.keeps_source_rules.of(Family::from(rule.source));
+            let seen = self.source_rules.seen().into_iter().flat_map(|seen| seen.keys());
+            rules.extend(seen.filter(is_kept).map(|rule| (*rule, ())));
+        }
+        rules
     }
 
     /// Deletes peers of nodes that are none any more, which no learned route can change. Without an address of our own no device is wanted: where

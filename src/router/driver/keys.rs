@@ -1,7 +1,7 @@
 //! The public key of this node: from the kernel into the annotation of our own Node. And whether other nodes know it, and the addresses that were
 //! detected here.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tracing::info;
 
@@ -11,10 +11,7 @@ use crate::model::{
     WIREGUARD_NEXT_KEY_ANNOTATION as NEXT_KEY_ANNOTATION,
 };
 use crate::net::PublicKey;
-use crate::router::rotation::{Told, next_to_tell};
-
-/// Time that an annotation has to follow what it is about before other nodes are said not to know it.
-const UNTOLD: Duration = Duration::from_secs(15);
+use crate::router::rotation::{Told, UNTOLD, next_to_tell};
 
 /// Since when other nodes cannot know something; `None` where they do.
 #[derive(Default, Debug)]

@@ -8,7 +8,7 @@ use super::Driver;
 use crate::config::NodeRoutes;
 use crate::router::apply::Kernel;
 use crate::router::plan::{Circumstances, Unreached};
-use crate::router::problem::About;
+use crate::router::problem::{About, Problem};
 
 impl<K: Kernel> Driver<K> {
     /// Checks for pod CIDRs of other nodes without a route in the kernel.
@@ -38,8 +38,9 @@ impl<K: Kernel> Driver<K> {
         let notes = noted.into_iter().chain(self.unreached.late.clone()).chain(self.outside().note());
         let notes = notes.chain(self.awaited_services.note_text());
         let notes = notes.chain(self.key_change.notes()).chain(self.answers.note.clone());
-        let unread = self.plan.desired().problems.iter().filter(|problem| problem.about == About::ExternalPeers);
-        let notes = notes.chain(unread.map(ToString::to_string));
+        let is_of_routers = |problem: &&Problem| matches!(problem.about, About::ExternalPeers | About::ExternalPeer(_));
+        let of_routers = self.plan.desired().problems.iter().filter(is_of_routers);
+        let notes = notes.chain(of_routers.map(ToString::to_string));
         self.context.notes.set(notes.collect());
     }
 

@@ -157,6 +157,7 @@ impl<K: Kernel> Driver<K> {
             is_changing: keys.is_changing,
             is_held_up: keys.has_next && !keys.is_changing && self.mirrors.has_second(),
             is_told,
+            untold: next.filter(|_| self.plan.next_key_in_node(node) != next),
             is_seen: self.key_change.sees_sessions && self.key_change.looked_at == Some(at.now),
             has_second: self.mirrors.has_second(),
             namesakes: self.plan.namesakes().cloned().collect(),

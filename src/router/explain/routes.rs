@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::bgp::message::{Attributes, Community};
 use crate::bgp::policy::Policy;
-use crate::bgp::rib::{Advertisement, PathState, PrefixState, Standing};
+use crate::bgp::rib::{Advertisement, PathState, PeerId, PrefixState, Standing};
 use crate::kernel::route::{NextHop, Route};
 use crate::net::LinkNames;
 
@@ -150,7 +150,9 @@ pub(super) fn reason(routes: &Routes, prefix: &PrefixState, path: &PathState) ->
         }
         Standing::Unreachable => {
             let next_hop = path.used.as_ref().map(|used| routes.known.links.text(used.next_hop)).unwrap_or_default();
-            format!("not used: the kernel has no way to its next hop {next_hop}, or the link there is down")
+            format!(
+                "not used: the kernel has no way to its next hop {next_hop}, the link there is down, or the way leads by a gateway where the next hop was on a link"
+            )
         }
         Standing::Refused(why) => format!("refused: {}", refusal(why, &prefix.policies.import, &routes.known.links)),
     }
@@ -196,7 +198,11 @@ pub(super) fn kernel_lines(prefix: &PrefixState, kernel: &InKernel, links: &Link
         }
         RouteInKernel::Kept(route) => vec![format!("has {} still, which is not wanted any more", describe(route))],
         RouteInKernel::Unread(why) => vec![format!("routes cannot be read: {why}")],
-        RouteInKernel::Absent if is_own => vec!["no route: the prefix is this node's own".to_owned()],
+        RouteInKernel::Absent if is_own => {
+            let by_operator = prefix.paths.first().is_some_and(|path| path.source == PeerId::OPERATOR);
+            let whose = if by_operator { "announced from here by an operator" } else { "this node's own" };
+            vec![format!("no route: the prefix is {whose}")]
+        }
         RouteInKernel::Absent if !has_best => vec!["no route: none is used".to_owned()],
         RouteInKernel::Absent if kernel.next_hops.is_empty() => {
             vec!["no route yet: it has just been learned".to_owned()]

@@ -123,7 +123,9 @@ pub fn refusal(refusal: Refusal, import: &Policy, links: &LinkNames) -> String {
         Refusal::ClusterLoop(id) => format!("a loop: its CLUSTER_LIST contains our cluster ID {id}"),
         Refusal::OwnNextHop(address) => format!("its next hop {} is an address of this node", links.text(address)),
         Refusal::InvalidNextHop(address) => format!("{} can be no next hop", links.text(address)),
-        Refusal::FirstAs(None) => "its AS path is empty, although the neighbour is in another AS".to_owned(),
+        Refusal::FirstAs(None) => {
+            "its AS path is empty, or begins with a set, although the neighbour is in another AS".to_owned()
+        }
         Refusal::FirstAs(Some(asn)) => format!("its AS path does not begin with {asn}, the neighbour's AS number"),
         Refusal::Policy(by) => format!("rejected by import policy {}", line(import, by)),
     }
@@ -206,6 +208,9 @@ pub fn no_way(next_hop: IpAddr, why: NoWay, links: &LinkNames) -> String {
             "packets between nodes are encrypted, and pods or addresses of nodes are in the prefix, so that {next_hop} would have them"
         ),
         NoWay::NodeIsGone => format!("{next_hop} is no address of a Node any more"),
+        NoWay::LikeAnother => format!(
+            "the tunnel to {next_hop} would have the device name, or the link address, of the tunnel to another node, which comes first"
+        ),
     }
 }
 

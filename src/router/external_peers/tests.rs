@@ -16,7 +16,8 @@ fn peer_with(peer: &ExternalPeer, own: &str, words: &[&str]) -> Result<WantedNei
     let own = Identity::new(&host("192.0.2.1/24"), Some(&node(own, "")), &config, BOTH);
     let local = Local { asn: 64512, identifier: Ipv4Addr::new(192, 0, 2, 1) };
     let located = located(peer, &Standings::new()).map_err(|problem| problem.text)?;
-    peering(located, &peer.password, &own, &config, local).map_err(|problem| problem.text)
+    let password = known(&peer.password, &config)?;
+    peering(located, password, &own, &config, local).map_err(|problem| problem.text)
 }
 
 const DUAL: &str = "192.0.2.1 2001:db8::1";

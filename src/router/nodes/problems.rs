@@ -13,7 +13,7 @@ use crate::router::mesh::Obstacle;
 use crate::router::problem::{About, Problem};
 
 /// Maximum number of problems of one kind that Nodes can have by their addresses alone: each is a log message and an Event.
-const NAMED: usize = 10;
+pub(super) const NAMED: usize = 10;
 
 impl Nodes {
     /// Returns the problems of nodes, at the cost of those that have one.
@@ -44,6 +44,7 @@ impl Nodes {
             format!("it lists more than {COUNTED_ADDRESSES} addresses; the others count as outside of the cluster");
         problems.extend(self.lavish.iter().take(NAMED).map(|name| about(name, text.clone())));
         problems.extend(self.problems_of_annotated_ranges(own));
+        problems.extend(self.problems_of_tunnels());
         for (range, owners) in self.ranges.contested() {
             let mut names = owners.iter();
             let Some(first) = names.next() else { continue };

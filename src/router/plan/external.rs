@@ -95,17 +95,13 @@ impl Plan {
             // The file has passwords of addresses alone.
             let password = if from_file && peer.remote.address().is_some() { read } else { &peer.password };
             let password = self.file_passwords.known(password);
-            let located = external_peers::located(peer, &self.links);
-            if let Ok(located) = &located
-                && external_peers::awaits_password(password, &self.config)
-            {
-                self.without_password.insert(located.address);
-            }
+            let known = external_peers::known(password, &self.config);
             let peering = |located: Located<'_>| {
                 let path = self.desired.peers.get(&located.address).and_then(|wanted| Some(wanted.liveness?.path));
-                external_peers::peering(Located { path, ..located }, password, &self.own, &self.config, local)
+                let (located, password) = (Located { path, ..located }, known.clone().unwrap_or_default());
+                external_peers::peering(located, password, &self.own, &self.config, local)
             };
-            match located.and_then(peering) {
+            match external_peers::located(peer, &self.links).and_then(peering) {
                 // A session over link-local addresses needs no other address of IPv6.
                 Ok(peering)
                     if peering.transport.link.is_none() && !*self.families.of(Family::from(peering.address)) =>
@@ -116,6 +112,13 @@ impl Plan {
                 Ok(peering) if wanted.contains_key(&peering.address) => {
                     self.external_problems.push(problem("it is named twice; the first one counts".to_owned()));
                 }
+                // Only who would be a neighbour with its password is waited for.
+                Ok(peering) if let Err(text) = known => {
+                    if external_peers::awaits_password(password, &self.config) {
+                        self.without_password.insert(peering.address);
+                    }
+                    self.external_problems.push(problem(text.to_owned()));
+                }
                 Ok(peering) => {
                     self.external_problems.extend(external_peers::idle_setting(peer, &self.config));
                     self.external_problems.extend(external_peers::not_alone(peer, &self.links));
@@ -125,6 +128,7 @@ impl Plan {
                 Err(problem) => self.external_problems.push(problem),
             }
         }
+        self.without_password.retain(|address| !wanted.contains_key(address));
         let external: Vec<IpAddr> = wanted.keys().copied().collect();
         let first = |address: &&IpAddr| at.get(*address).copied();
         let gets_own = |peer: &ExternalPeer| external_peers::gets_own_next_hop(peer, &self.config);

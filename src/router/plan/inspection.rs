@@ -35,7 +35,9 @@ impl Plan {
     /// Returns the problems for which BGP does not run, or for which there is no session with a neighbour.
     pub fn peer_problems(&self) -> Vec<Problem> {
         let is_of_peers = |problem: &&Problem| {
-            matches!(problem.about, About::Speaker | About::ExternalPeer(_) | About::ExternalPeers | About::Node(_))
+            // What concerns nodes together is said once of them all.
+            let of_nodes = matches!(problem.about, About::Node(_) | About::OtherNodes);
+            of_nodes || matches!(problem.about, About::Speaker | About::ExternalPeer(_) | About::ExternalPeers)
         };
         self.desired.problems.iter().filter(is_of_peers).cloned().collect()
     }

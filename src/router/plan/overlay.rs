@@ -8,6 +8,7 @@ use super::{Plan, replace};
 use crate::config::{Encapsulation, Overlay};
 use crate::kernel::link::LinkName;
 use crate::kernel::rule::RuleKey;
+use crate::net::PerFamily;
 use crate::router::desired::RouterChanges;
 use crate::router::names::TUNNEL_TABLE;
 use crate::router::settings;
@@ -19,12 +20,20 @@ impl Plan {
         let sources = self.own.all_pod_cidrs().filter(|_| overlay.is_some());
         let source_rules = sources.map(|source| (RuleKey { source, table: TUNNEL_TABLE }, ())).collect();
         changed.source_rules.extend(replace(&mut self.desired.source_rules, source_rules));
+        self.desired.keeps_source_rules = self.keeps_source_rules();
         let (ports, devices) = (self.receive_ports(), self.vxlan_devices());
         self.desired.has_tunnels = overlay.and_then(Overlay::device_of_each_node).is_some();
         changed.receive_ports.extend(replace(&mut self.desired.receive_ports, ports));
         changed.overlay_devices.extend(replace(&mut self.desired.overlay_devices, devices));
         let devices = self.wireguard_devices();
         changed.wireguard_devices.extend(replace(&mut self.desired.wireguard_devices, devices));
+    }
+
+    /// Returns the families of which rules of former pod ranges stay until there are others.
+    fn keeps_source_rules(&self) -> PerFamily<bool> {
+        PerFamily::from_fn(|family| {
+            self.encrypts() && *self.families.of(family) && self.own.pod_cidrs.of(family).is_empty()
+        })
     }
 }
 

@@ -273,9 +273,14 @@ impl Plan {
 
     /// Returns whether a node should announce pod CIDRs to us.
     pub(super) fn should_announce(&self, node: &CompactString) -> bool {
-        let is_ready = self.known.nodes.get(node).is_some_and(|node| node.should_announce);
         let is_meant = self.takes_node_objects() || self.nodes.peer(node).is_some();
-        is_ready && is_meant && !self.nodes.ranges_of(node).is_empty()
+        is_meant && self.is_ready_for_pods(node)
+    }
+
+    /// Returns whether a node is `Ready` and has pod CIDRs, whoever is to announce them.
+    pub(super) fn is_ready_for_pods(&self, node: &CompactString) -> bool {
+        let is_ready = self.known.nodes.get(node).is_some_and(|node| node.should_announce);
+        is_ready && !self.nodes.ranges_of(node).is_empty()
     }
 
     /// Returns whether a learned route leads to more than this range.

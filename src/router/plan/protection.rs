@@ -35,6 +35,8 @@ impl Plan {
             addresses: &|| self.nodes.addresses(),
             exchanges: &|address| self.nodes.exchanges_routes_at(address),
             tunnel_name: &|address| self.nodes.tunnel_name(address),
+            is_nameless: &|address| self.nodes.is_nameless(address),
+            has_anothers_link_address: &|address| self.nodes.has_anothers_link_address(address),
             internal: &|end| self.nodes.internal_beside(&self.own.name, end),
             contested: &|end| self.nodes.is_contested(end),
             protection: &|prefix, next_hop| self.protection(prefix, next_hop),

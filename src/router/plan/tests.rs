@@ -1,5 +1,6 @@
 //! The plan of one node, for Worlds of a few nodes.
 
+mod alike;
 mod annotated_ranges;
 mod detected;
 mod ends;

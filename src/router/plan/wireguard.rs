@@ -98,10 +98,11 @@ impl Plan {
     }
 
     /// Returns the nodes that are `Ready` and are sent to by a peer of these, by name. While a key changes a node has another one, by which nothing need pass.
+    /// Whether they peer with us does not matter: clients of reflectors do not, and send to each other.
     pub fn ready_nodes_sent_to_by(&self, is_of_these: impl Fn(&PeerKey) -> bool) -> Vec<&CompactString> {
         let nodes = self.wireguard.by_node.iter().filter(|(node, keys)| {
             let link = self.wireguard.second.device_to(node);
-            keys.iter().any(|key| key.link.0 == link && is_of_these(key)) && self.should_announce(node)
+            keys.iter().any(|key| key.link.0 == link && is_of_these(key)) && self.is_ready_for_pods(node)
         });
         nodes.map(|(node, _)| node).collect()
     }

@@ -20,6 +20,15 @@ pub(super) fn through(remote: IpAddr, place: Place<'_>) -> NextHop {
     }
 }
 
+/// Returns whether the kernel can tell the tunnel to a node from those to others. By `wireguard` a key does.
+pub(super) fn is_distinct(remote: IpAddr, place: Place<'_>) -> bool {
+    match place.config.overlay.map(|overlay| overlay.encapsulation) {
+        Some(Encapsulation::Vxlan(_)) => !(place.has_anothers_link_address)(remote),
+        Some(Encapsulation::Wireguard(_)) => true,
+        Some(Encapsulation::Ipip | Encapsulation::Fou(_)) | None => !(place.is_nameless)(remote),
+    }
+}
+
 impl Routes {
     /// Updates the tunnel to a node, and the routes through it in the tunnel table.
     pub(super) fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut RouteTableChanges) {

@@ -16,6 +16,8 @@ struct Rig {
     on_link: Vec<OnLink>,
     nodes: BTreeMap<IpAddr, PerFamily<Option<IpAddr>>>,
     names: TunnelNames,
+    /// The addresses whose link address is another node's.
+    beaten: BTreeSet<IpAddr>,
     routes: Routes,
 }
 
@@ -25,7 +27,8 @@ fn rig(words: &[&str], nodes: &[&str]) -> Rig {
     let families = PerFamily { v4: true, v6: true };
     let own = Identity::new(&host, Some(&node("192.0.2.1 2001:db8::1", "")), &config, families);
     let (names, routes) = (TunnelNames::default(), Routes::default());
-    let mut rig = Rig { config, own, on_link: host.on_link, nodes: BTreeMap::new(), names, routes };
+    let (none, beaten) = (BTreeMap::new(), BTreeSet::new());
+    let mut rig = Rig { config, own, on_link: host.on_link, nodes: none, names, beaten, routes };
     nodes.iter().for_each(|addresses| rig.add_node(addresses));
     rig
 }
@@ -35,7 +38,12 @@ impl Rig {
         let node = node(addresses, "");
         let both = PerFamily::from_fn(|family| node.address(family));
         self.nodes.extend(node.addresses.iter().map(|one| (one.address, both)));
-        node.addresses.iter().for_each(|one| self.names.note(one.address, true));
+        node.addresses.iter().for_each(|one| self.note(one.address, true));
+    }
+
+    fn note(&mut self, address: IpAddr, is_there: bool) {
+        let renamed = self.names.note(address, is_there, &|one, other| one < other);
+        renamed.into_iter().for_each(|address| self.routes.look_again(address));
     }
 
     fn learn(&mut self, text: &str, next_hops: &str) -> RouteTableChanges {
@@ -57,6 +65,8 @@ impl Rig {
             addresses: &Vec::new,
             exchanges: &|_| true,
             tunnel_name: &|address| self.names.of(address),
+            is_nameless: &|address| self.names.is_nameless(address),
+            has_anothers_link_address: &|address| self.beaten.contains(&address),
             internal: &|_| None,
             contested: &|_| false,
             protection: &|_, _| Protection::None,
@@ -252,13 +262,51 @@ fn two_nodes_whose_tunnels_would_have_one_name_have_two() {
     rig.learn("10.244.4.0/24", "");
     assert_eq!(rig.tunnels(), [format!("{other} 192.0.2.1 21.3.0.4")], "what is learned changes no names");
     rig.nodes.remove(&address("2.13.0.4"));
-    rig.names.note(address("2.13.0.4"), false);
+    rig.note(address("2.13.0.4"), false);
     rig.routes.look_again(address("21.3.0.4"));
     rig.settle();
     assert_eq!(rig.tunnels(), [format!("{other} 192.0.2.1 21.3.0.4")], "nor is a tunnel renamed");
     rig.add_node("2.1.30.4");
     rig.learn("10.244.5.0/24", "2.1.30.4");
     assert!(rig.tunnels().contains(&"tun-8bbcaad3138 192.0.2.1 2.1.30.4".to_owned()), "{:?}", rig.tunnels());
+}
+
+#[test]
+fn a_node_both_of_whose_names_are_taken_has_no_tunnel_until_one_is_free_and_takes_none_away() {
+    let mut rig = rig(&["--overlay-type=full"], &[]);
+    rig.names = TunnelNames::told_by(|_| LinkName("tun-1".into()), |_| LinkName("tun-2".into()));
+    ["10.0.0.3", "10.0.0.4", "10.0.0.5"].into_iter().for_each(|addresses| rig.add_node(addresses));
+    for (range, next_hop) in
+        [("10.244.3.0/24", "10.0.0.3"), ("10.244.4.0/24", "10.0.0.4"), ("10.244.5.0/24", "10.0.0.5")]
+    {
+        rig.learn(range, next_hop);
+    }
+    let of_two = |third: &str| ["tun-1 192.0.2.1 10.0.0.3".to_owned(), format!("tun-2 192.0.2.1 {third}")];
+    assert_eq!((rig.tunnels(), rig.routes.has_way(prefix("10.244.5.0/24"))), (of_two("10.0.0.4").to_vec(), false));
+    rig.nodes.remove(&address("10.0.0.4"));
+    rig.note(address("10.0.0.4"), false);
+    rig.routes.look_again(address("10.0.0.4"));
+    rig.settle();
+    assert_eq!((rig.tunnels(), rig.routes.has_way(prefix("10.244.5.0/24"))), (of_two("10.0.0.5").to_vec(), true));
+    // One that comes before it takes its name.
+    rig.add_node("10.0.0.4");
+    rig.routes.look_again(address("10.0.0.4"));
+    rig.settle();
+    assert_eq!((rig.tunnels(), rig.routes.has_way(prefix("10.244.5.0/24"))), (of_two("10.0.0.4").to_vec(), false));
+}
+
+#[test]
+fn a_node_whose_link_address_is_another_ones_has_neither_entry_nor_way_as_long_as_that_is_so() {
+    let mut rig = rig(&["--overlay-encap=vxlan"], &["2001:db8:3::3"]);
+    rig.beaten.insert(address("2001:db8:3::3"));
+    rig.learn("fd00:10:244:3::/64", "2001:db8:3::3");
+    assert_eq!((rig.routes(), rig.routes.entries().len()), (vec![], 0));
+    rig.beaten.clear();
+    rig.routes.look_again(address("2001:db8:3::3"));
+    assert_eq!((rig.settle().entries.len(), rig.routes().len()), (1, 2));
+    rig.beaten.insert(address("2001:db8:3::3"));
+    rig.routes.look_again(address("2001:db8:3::3"));
+    assert_eq!((rig.settle().entries.len(), rig.routes(), rig.routes.entries().len()), (1, vec![], 0));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use super::encapsulation::through;
+use super::encapsulation::{is_distinct, through};
 use super::{Place, Protection};
 use crate::config::Reach;
 use crate::net::{Family, PerFamily};
@@ -33,6 +33,8 @@ pub enum NoWay {
     AroundOthers,
     /// It was behind an encrypted tunnel, and is no node any more.
     NodeIsGone,
+    /// A tunnel leads to it, and the kernel could not tell that from the tunnel to another node.
+    LikeAnother,
 }
 
 /// A path to a next hop.
@@ -149,7 +151,8 @@ pub(super) fn way_to(
             // A tunnel ends at one address of the node, whichever of its addresses is the next hop.
             let end = node.and_then(|addresses| *addresses.of(Family::from(next_hop)));
             let end = end.filter(|address| (place.node)(*address).is_some());
-            Ok(Way::Tunnel(end.unwrap_or(next_hop)))
+            let end = end.unwrap_or(next_hop);
+            if is_distinct(end, place) { Ok(Way::Tunnel(end)) } else { Err(NoWay::LikeAnother) }
         }
         (false, Some(link)) => Ok(Way::Gateway { link, gateway: next_hop }),
         (false, None) if node.is_some() => Err(NoWay::NodeWithoutTunnel),

@@ -74,7 +74,7 @@ pub fn lines(way: &Way, origin: &Origin) -> Vec<String> {
     }
     match &way.kernel_of_pods {
         Ok(None) if way.own_pods.is_none() => {}
-        Ok(None) => lines.push("kernel, packets of pods: not looked up: no link of this host leads to its pods, as before the first of them".to_owned()),
+        Ok(None) => lines.push("kernel, packets of pods: not looked up: no link of this host leads to the address that stands for its pods, as before the first of them or where each has a link".to_owned()),
         Ok(Some(taken)) if way.kernel.as_ref().is_ok_and(|of_node| is_alike(of_node, taken)) => {
             lines.push("kernel, packets of pods: the same".to_owned());
         }

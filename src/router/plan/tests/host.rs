@@ -66,6 +66,28 @@ fn what_the_host_needs_follows_from_its_node() {
 }
 
 #[test]
+fn rules_of_former_ranges_stay_where_packets_are_encrypted_until_there_is_a_range_of_the_family() {
+    let encrypted = ["--overlay-encap=wireguard"];
+    let kept = |words: &[&str], families: PerFamily<bool>, ranges: &str| {
+        let mut world = three_nodes();
+        world.cluster.nodes.insert("node-1".into(), node("192.0.2.1 2001:db8::1", ranges));
+        let mut plan = Plan::new(Shared::new(config(words)), families);
+        plan.update(&world);
+        let PerFamily { v4, v6 } = plan.desired().keeps_source_rules;
+        (v4, v6)
+    };
+    let ranges = "10.244.1.0/24 fd00:10:244:1::/64";
+    assert_eq!(kept(&encrypted, BOTH, ranges), (false, false));
+    assert_eq!(kept(&encrypted, BOTH, "10.244.1.0/24"), (false, true));
+    assert_eq!(kept(&encrypted, BOTH, ""), (true, true));
+    assert_eq!(kept(&encrypted, PerFamily { v4: true, v6: false }, ""), (true, false));
+    assert_eq!(kept(&["--overlay-encap-receive=wireguard"], BOTH, ""), (false, false), "what is sent is readable");
+    let mut world = three_nodes();
+    world.cluster.nodes.remove(&"node-1".into());
+    assert_eq!(planned(&encrypted, &world).desired().keeps_source_rules, BOTH);
+}
+
+#[test]
 fn a_family_that_is_off_does_not_exist() {
     let config = config(&[]);
     let mut plan = Plan::new(Shared::new(config), PerFamily { v4: true, v6: false });

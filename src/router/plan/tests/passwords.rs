@@ -47,7 +47,31 @@ fn nodes_peer_when_the_password_of_their_sessions_is_known() {
 fn a_node_that_only_answers_others_tells_that_their_password_is_not_known_and_waits_for_nobody() {
     let plan = planned(&["--node-routes=api", "--bgp-mesh-password-file=/mesh"], &three_nodes());
     assert_eq!((peers(&plan), plan.lacks_password()), (vec![], false));
-    assert!(problems(&plan).iter().any(|problem| problem.contains("--bgp-mesh-password-file is not known")));
+    let is_told = |problem: &str| problem.contains("--bgp-mesh-password-file is not known");
+    assert!(problems(&plan).iter().any(|problem| is_told(problem)));
+    assert!(
+        plan.peer_problems().iter().any(|problem| is_told(&problem.to_string())),
+        "who asks for neighbours hears it"
+    );
+}
+
+#[test]
+fn no_password_is_awaited_of_a_peer_with_which_there_would_be_no_session_anyway() {
+    let with_file =
+        |text: &str| ExternalPeer { password: Password::File("tor".into()), ..ExternalPeer::new(address(text), 65001) };
+    let open = ExternalPeer::new(address("203.0.113.1"), 65001);
+    // An address of this node; one with which there is a session by an earlier entry, or by a later one.
+    for (peers, why) in [
+        (vec![with_file("192.0.2.1")], "it is an address of this node"),
+        (vec![open.clone(), with_file("203.0.113.1")], "it is named twice"),
+        (vec![with_file("203.0.113.1"), open], "its password is not known"),
+    ] {
+        let mut world = three_nodes();
+        change_node(&mut world, "node-1", |routing| routing.peers = peers.clone());
+        let plan = planned(&["--peer-router-passwords-dir=/peers"], &world);
+        assert!(plan.routers_without_password().is_empty() && !plan.lacks_password(), "{peers:?}");
+        assert!(problems(&plan).iter().any(|problem| problem.contains(why)), "{peers:?}: {:?}", problems(&plan));
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::router::routes::wall;
 mod claims;
 mod lost;
 mod second;
+mod unanswered;
 
 const HOST: &str = "192.0.2.1/24 2001:db8::1/64";
 const ENCRYPTED: [&str; 3] = ["--overlay-encap=wireguard", "--overlay-type=full", "--node-routes=api"];

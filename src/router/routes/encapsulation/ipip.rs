@@ -42,6 +42,8 @@ impl Routes {
         changed: &mut RouteTableChanges,
     ) {
         let name = (place.tunnel_name)(remote);
+        // Without a name of its own it would be the device of another node's tunnel.
+        let is_used = is_used && !(place.is_nameless)(remote);
         let wanted = is_used.then(|| parameters(remote, place)).flatten();
         // The names that it does not have, or no longer has.
         let others = [tunnel(remote), other_tunnel(remote)].into_iter().filter(|other| *other != name);

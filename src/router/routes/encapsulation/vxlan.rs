@@ -22,7 +22,7 @@ impl Routes {
         self.entries.contains_key(&entry(remote))
     }
 
-    /// Updates what the device knows of a node.
+    /// Updates what the device knows of a node. No route leads to one whose link address is another one's (`is_distinct`), so that no two entries have one.
     pub(super) fn put_entry(&mut self, remote: IpAddr, is_used: bool, changed: &mut RouteTableChanges) {
         let key = entry(remote);
         let before = match is_used {
