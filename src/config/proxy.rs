@@ -53,8 +53,8 @@ pub struct ProxyConfig {
     pub overlay_overhead: PerFamily<u32>,
     /// The UDP ports of the router's overlay at which the kernel takes packets from whoever sends them (`vxlan`, `fou`).
     pub overlay_ports: Vec<u16>,
-    /// `--bgp-port`: the TCP port at which nodes speak BGP with each other.
-    pub bgp_port: u16,
+    /// TCP ports at which nodes and routers outside speak BGP: 179, `--bgp-port` and `--peer-router-ports`.
+    pub bgp_ports: Vec<u16>,
 }
 
 /// The longest IPVS timeout in seconds: the kernel counts it in ticks, up to 1000 in a second, as an `int`.
@@ -100,7 +100,7 @@ impl ProxyConfig {
             tunnel_mode: false,
             overlay_overhead: PerFamily::default(),
             overlay_ports: Vec::new(),
-            bgp_port: 0,
+            bgp_ports: Vec::new(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! time: 12 bits), RFC 9494 (long-lived stale time: 24 bits of seconds), RFC 5880 (detection multiplier: 8 bits; intervals: 32 bits of microseconds), RFC 6996 (private
 //! AS numbers), RFC 7607 and 7300 (AS numbers never used).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -211,6 +212,13 @@ pub(super) fn cni_file(environment: &Environment) -> PathBuf {
 }
 
 impl RouterConfig {
+    /// Returns the TCP ports at which nodes and routers outside speak BGP, in order: the well-known one (RFC 4271) and those of flags.
+    pub fn bgp_ports(&self) -> Vec<u16> {
+        let of_routers = self.peers.iter().filter_map(|peer| peer.port);
+        let all: BTreeSet<u16> = [179, self.port].into_iter().chain(of_routers).collect();
+        all.into_iter().collect()
+    }
+
     /// Returns whether this node has sessions with all others, unless annotations make it a client of reflectors.
     pub fn speaks_with_all_nodes(&self) -> bool {
         self.internal_peers && self.full_mesh

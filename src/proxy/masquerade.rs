@@ -14,9 +14,8 @@
 //! the endpoint's address as destination and as source. With `--masquerade-all` everything gets the node's address.
 //! Where the node's pod ranges are not known, all that leaves the node does.
 //!
-//! Never masqueraded is what goes to the ports at which nodes speak BGP and BFD: a neighbour is who has its address, and with ours a client of a Service
-//! whose endpoint is another node, or a router outside, would be taken for this node there. Such a client keeps its own address, and is nobody's neighbour; an endpoint at
-//! these ports is reached where the reply returns here by itself.
+//! Never masqueraded is what goes to a port of BGP (`speaker_port`), but for a pod that reaches itself. An endpoint there sees who asks, and is reached where the reply returns here by
+//! itself.
 //!
 //! The node's address is here the one by which other nodes route to it (`--node-ip-autodetect`): a pod of another node answers by the routes of that node. What
 //! leaves by the link of the InternalIP, where that is another link, gets the InternalIP: it goes to programs on hosts, which know no other address.
@@ -33,8 +32,8 @@
 //! ```text
 //! chain service_snat { type nat hook postrouting priority srcnat - 2; policy accept;
 //!     meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst @ports4 jump translated4 }
-//! chain translated4 { tcp dport 179 return; udp dport 3784 return; udp dport 4784 return
-//!     ip daddr . meta l4proto . th dport . ip saddr @hairpin4 snat ip to 192.0.2.1 fully-random
+//! chain translated4 { ip daddr . meta l4proto . th dport . ip saddr @hairpin4 snat ip to 192.0.2.1 fully-random
+//!     tcp dport 179 return
 //!     ip daddr . meta l4proto . th dport . ip daddr @hairpin4 return
 //!     ip saddr 10.244.1.0/24 return; ip daddr 10.244.1.0/24 return; fib daddr type local return;
 //!     meta nfproto ipv4 snat ip to 192.0.2.1 fully-random }
@@ -48,7 +47,7 @@ use std::sync::Arc;
 use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Lookup, Object};
-use crate::net::{Bfd, Family, PortRange, Protocol};
+use crate::net::{Family, PortRange, Protocol};
 
 use super::local_node::LocalNode;
 use super::names::{CHAIN_SNAT, NFT_SNAT, NFT_TRANSLATED, Set};
@@ -56,18 +55,9 @@ use super::names::{CHAIN_SNAT, NFT_SNAT, NFT_TRANSLATED, Set};
 /// Of all chains that translate a connection the first does: before the router's (99) and those of others (100).
 const PRIORITY: i32 = 98;
 
-/// Ports of hosts that know their neighbours by their addresses: BGP at `bgp_port`, and BFD with neighbours on a link and farther away (RFC 5881 4, RFC 5883 5).
-fn neighbours_ports(bgp_port: u16) -> [(Protocol, u16); 3] {
-    [(Protocol::Tcp, bgp_port), (Protocol::Udp, Bfd::PORT), (Protocol::Udp, Bfd::MULTIHOP_PORT)]
-}
-
-/// Returns the masquerading chain and the jump to it, for one family. `bgp_port`: at which nodes speak BGP with each other.
-pub fn rules(node: &LocalNode, masquerade_all: bool, bgp_port: u16, family: Family) -> BTreeMap<Piece, Rules> {
-    let to_neighbours = neighbours_ports(bgp_port).map(|(protocol, port)| {
-        let transport = Match::Protocol(IpProtocol::Transport(protocol));
-        Rule::new([transport, Match::Port { protocol, side: Side::Destination, port }], Verdict::Return)
-    });
-    let mut chain: Vec<Rule> = to_neighbours.into();
+/// Returns the masquerading chain and the jump to it, for one family. `bgp_ports`: at which nodes and routers speak BGP.
+pub fn rules(node: &LocalNode, masquerade_all: bool, bgp_ports: &[u16], family: Family) -> BTreeMap<Piece, Rules> {
+    let mut chain: Vec<Rule> = Vec::new();
     let translation = match node.source(family) {
         Some(to) => Verdict::SourceNat { to, random_ports: true },
         None => Verdict::Masquerade { random_ports: true },
@@ -75,6 +65,13 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, bgp_port: u16, family: Fami
     if !masquerade_all {
         let to_itself = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortSource);
         chain.push(Rule::new([to_itself], translation.clone()));
+    }
+    let protocol = Protocol::Tcp;
+    chain.extend(bgp_ports.iter().map(|port| {
+        let to_speaker = Match::Port { protocol, side: Side::Destination, port: *port };
+        Rule::new([Match::Protocol(IpProtocol::Transport(protocol)), to_speaker], Verdict::Return)
+    }));
+    if !masquerade_all {
         if node.pod_cidrs.of(family).is_empty() {
             let to_endpoint_here = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortItself);
             chain.push(Rule::new([to_endpoint_here], Verdict::Return));
@@ -102,7 +99,7 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, bgp_port: u16, family: Fami
 }
 
 /// Returns the masquerading chains in our table of nf_tables, for the enabled families.
-pub fn table_chains(node: &LocalNode, masquerade_all: bool, bgp_port: u16) -> BTreeMap<Object, Content> {
+pub fn table_chains(node: &LocalNode, masquerade_all: bool, bgp_ports: &[u16]) -> BTreeMap<Object, Content> {
     use nftables::{Match, Rule, Verdict};
     let mut chains = BTreeMap::new();
     let mut entered = Vec::new();
@@ -114,12 +111,7 @@ pub fn table_chains(node: &LocalNode, masquerade_all: bool, bgp_port: u16) -> BT
             let of_service = [Match::Protocol(protocol), Match::InSet { lookup, set, negated: false }];
             entered.push(Rule::new(of_service, Verdict::Jump(name.into())));
         }
-        let to_neighbours = neighbours_ports(bgp_port).map(|(protocol, port)| {
-            let range = PortRange { first: port, last: port };
-            Rule::new([Match::DestinationPort { protocol, range }], Verdict::Return)
-                .commented("who speaks BGP or BFD does so as itself")
-        });
-        let mut rules: Vec<Rule> = to_neighbours.into();
+        let mut rules = Vec::new();
         let translation = match node.source(family) {
             Some(to) => Verdict::SourceNat { to, random_ports: true },
             None => Verdict::Masquerade { random_ports: true },
@@ -128,6 +120,13 @@ pub fn table_chains(node: &LocalNode, masquerade_all: bool, bgp_port: u16) -> BT
             let lookup = Lookup::ServiceSource(family, family.host_bits());
             let to_itself = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
             rules.push(Rule::new([to_itself], translation.clone()).commented("a pod reaches itself"));
+        }
+        rules.extend(bgp_ports.iter().map(|port| {
+            let range = PortRange { first: *port, last: *port };
+            let to_speaker = Match::DestinationPort { protocol: Protocol::Tcp, range };
+            Rule::new([to_speaker], Verdict::Return).commented("who speaks BGP does so as itself")
+        }));
+        if !masquerade_all {
             if node.pod_cidrs.of(family).is_empty() {
                 let lookup = Lookup::ServiceItself(family);
                 let to_endpoint_here = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
@@ -158,13 +157,17 @@ mod tests {
     use super::*;
     use crate::net::PerFamily;
 
-    const BGP: u16 = 1179;
+    const BGP: &[u16] = &[1179];
 
     fn rules_of(chains: &BTreeMap<Object, Content>, name: &str) -> Vec<nftables::Rule> {
         match chains.get(&Object::Chain(name.into())) {
             Some(Content::Chain(chain)) => chain.rules.clone(),
             other => panic!("{name} is {other:?}"),
         }
+    }
+
+    fn is_to_speaker(rule: &nftables::Rule) -> bool {
+        matches!(rule.matches(), [nftables::Match::DestinationPort { .. }])
     }
 
     /// The verdicts for connections to Services on a node with two pod ranges, in the order of the rules.
@@ -180,28 +183,26 @@ mod tests {
         };
         let chains = table_chains(&node, masquerade_all, BGP);
         assert_eq!(rules_of(&chains, NFT_SNAT).len(), Protocol::ALL.len(), "each protocol of the one family");
-        rules_of(&chains, "translated4").iter().skip(3).filter_map(|rule| rule.verdict().cloned()).collect()
+        rules_of(&chains, "translated4")
+            .iter()
+            .filter(|rule| !is_to_speaker(rule))
+            .filter_map(|rule| rule.verdict().cloned())
+            .collect()
     }
 
     #[test]
-    fn nobody_speaks_bgp_or_bfd_with_the_nodes_address_through_a_service() {
+    fn nobody_speaks_bgp_with_the_nodes_address_through_a_service() {
         let node = LocalNode { families: PerFamily { v4: true, v6: true }, ..LocalNode::default() };
-        let ports = [(Protocol::Tcp, BGP), (Protocol::Udp, 3784), (Protocol::Udp, 4784)];
         for masquerade_all in [false, true] {
-            let chains = table_chains(&node, masquerade_all, BGP);
+            let (chains, at) = (table_chains(&node, masquerade_all, BGP), usize::from(!masquerade_all));
             for (family, name) in [(Family::V4, "translated4"), (Family::V6, "translated6")] {
-                let rules_in_table = rules_of(&chains, name);
-                for (rule, (protocol, port)) in rules_in_table.iter().zip(ports) {
-                    let range = PortRange { first: port, last: port };
-                    assert_eq!(rule.matches(), [nftables::Match::DestinationPort { protocol, range }]);
-                    assert_eq!(rule.verdict(), Some(&nftables::Verdict::Return));
-                }
+                let rule = rules_of(&chains, name).into_iter().nth(at).expect("a rule");
+                let range = PortRange { first: 1179, last: 1179 };
+                assert_eq!(rule.matches(), [nftables::Match::DestinationPort { protocol: Protocol::Tcp, range }]);
+                assert_eq!(rule.verdict(), Some(&nftables::Verdict::Return));
                 let chain = Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() };
-                let rules = rules(&node, masquerade_all, BGP, family);
-                let first: Vec<String> = rules[&chain].0.iter().take(3).map(ToString::to_string).collect();
-                let wanted =
-                    ports.map(|(protocol, port)| format!("-p {protocol} -m {protocol} --dport {port} -j RETURN"));
-                assert_eq!(first, wanted);
+                let rule = rules(&node, masquerade_all, BGP, family)[&chain].0.get(at).map(ToString::to_string);
+                assert_eq!(rule.as_deref(), Some("-p tcp -m tcp --dport 1179 -j RETURN"));
             }
         }
     }
@@ -218,13 +219,13 @@ mod tests {
         };
         let chains = table_chains(&node, false, BGP);
         for (family, name, set) in [(Family::V4, "translated4", "hairpin4"), (Family::V6, "translated6", "hairpin6")] {
-            let first = rules_of(&chains, name).into_iter().nth(3).expect("a rule");
+            let first = rules_of(&chains, name).into_iter().next().expect("a rule");
             let lookup = Lookup::ServiceSource(family, family.host_bits());
             assert_eq!(first.matches(), [nftables::Match::InSet { lookup, set: set.into(), negated: false }]);
             assert_eq!(first.verdict(), Some(&nftables::Verdict::Masquerade { random_ports: true }));
             let rules = rules(&node, false, BGP, family);
             let chain = Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() };
-            let first = rules[&chain].0.get(3).map(ToString::to_string);
+            let first = rules[&chain].0.first().map(ToString::to_string);
             let six = if family == Family::V6 { "inet6:" } else { "" };
             let wanted =
                 format!("-m set --match-set {six}kube-router-hairpin dst,dst,src -j MASQUERADE --random-fully");
@@ -248,9 +249,9 @@ mod tests {
                 negated: false,
             };
             let returns = |rule: &nftables::Rule| rule.matches() == [itself.clone()];
-            assert_eq!(rules_of(&chains, name).get(4).is_some_and(returns), is_there, "{family}");
+            assert_eq!(rules_of(&chains, name).get(2).is_some_and(returns), is_there, "{family}");
             let chain = Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() };
-            let second = rules(&node, false, BGP, family)[&chain].0.get(4).map(ToString::to_string);
+            let second = rules(&node, false, BGP, family)[&chain].0.get(2).map(ToString::to_string);
             let wanted = "-m set --match-set inet6:kube-router-hairpin dst,dst,dst -j RETURN";
             assert_eq!(second.as_deref() == Some(wanted), is_there, "{family}: {second:?}");
         }
@@ -301,7 +302,7 @@ mod tests {
             let printed = |node: &LocalNode| {
                 let chain = Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() };
                 let all = &rules(node, true, BGP, family)[&chain].0;
-                all.iter().skip(3).map(ToString::to_string).collect::<Vec<_>>()
+                all.iter().skip(1).map(ToString::to_string).collect::<Vec<_>>()
             };
             for masquerade_all in [false, true] {
                 let found = last(&node("eth1"), masquerade_all);

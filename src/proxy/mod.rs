@@ -17,7 +17,7 @@
 //! ([`names`]) and mean the same. The plan desires one or the other; everything else knows elements by what they are for.
 //!
 //! Reading order: [`part`] is what one Service asks for, with one file for each feature that decides about it
-//! ([`endpoints`], [`traffic_policy`], [`topology`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`], [`health_check`], [`source_ranges`], [`inside`], [`overlay_port`], [`dsr`]);
+//! ([`endpoints`], [`traffic_policy`], [`topology`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`], [`health_check`], [`source_ranges`], [`inside`], [`overlay_port`], [`speaker_port`], [`dsr`]);
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
 //! share ([`guard`], [`unallocated`], [`host_input`], [`clients`],
 //! [`masquerade`], [`settings`], [`local_node`], [`other_nodes`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]) or waits for the firewall ([`unjudged`]); [`apply`] brings it
@@ -60,3 +60,4 @@ pub mod explain;
 pub mod driver;
 pub mod metrics;
 pub mod serve;
+mod speaker_port;

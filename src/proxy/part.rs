@@ -16,7 +16,10 @@ use super::dsr::tunnels;
 use super::endpoints::{self, Reach};
 use super::local_node::LocalNode;
 use super::other_nodes::OtherNodes;
-use super::{external_ip, inside, node_port, overlay_port, scheduler, session_affinity, source_ranges, traffic_policy};
+use super::{
+    external_ip, inside, node_port, overlay_port, scheduler, session_affinity, source_ranges, speaker_port,
+    traffic_policy,
+};
 
 /// The virtual services that one Service claims, in the order in which they were computed; a key may occur twice if a
 /// Service names one address twice.
@@ -100,6 +103,7 @@ pub fn part(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) ->
     let external: Vec<(IpAddr, ExternalField)> = external_ip::served_with_fields(service, inputs).collect();
     for port in &service.ports {
         let endpoints = overlay_port::without(endpoints, port, inputs.config);
+        let endpoints = speaker_port::without(endpoints, port, inputs.node, inputs.config);
         for family in inputs.node.enabled_families() {
             let of_family = external.iter().copied().filter(|(address, _)| Family::from(*address) == family);
             claims.extend(claims_of_port(service, &endpoints, port, (family, of_family), inputs));

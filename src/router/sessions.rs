@@ -343,12 +343,6 @@ impl Sessions {
         !self.patience_is_over(now) && routers.iter().any(|router| keeps(router) && !self.up.contains_key(router))
     }
 
-    /// Returns whether one of these routers has no session while its routes are retained: it restarts, and forwards by what it had of us (RFC 4724 4.2), whatever is withdrawn
-    /// meanwhile.
-    pub fn lack_restarting(&self, routers: &[IpAddr]) -> bool {
-        routers.iter().any(|router| self.kept.contains(router) && !self.up.contains_key(router))
-    }
-
     fn nobody_is_awaited(&mut self, now: Instant) -> bool {
         self.awaited.retain(|_, awaited| awaited.until > now);
         if self.patience_is_over(now) {

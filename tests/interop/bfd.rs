@@ -467,11 +467,15 @@ fn what_is_not_sent_and_what_is_not_taken_is_told() {
         eventually("that nothing can be sent", &[vec![false], vec![false]], told);
         nft("delete table inet mute");
         eventually("that it can again", &[vec![false, true], vec![false, true]], told);
-        hosts[1].inside(|| {
-            let socket = UdpSocket::bind(SocketAddr::new(keys[0].remote, 0)).expect("a socket");
-            socket.send_to(b"?", SocketAddr::new(keys[0].local, 3784)).expect("it is sent");
-        });
-        eventually("that it was dropped", &1, || watcher.ignored(Ignored::Dropped));
+        // One datagram may be lost on a machine that is busy.
+        let is_dropped = || {
+            hosts[1].inside(|| {
+                let socket = UdpSocket::bind(SocketAddr::new(keys[0].remote, 0)).expect("a socket");
+                socket.send_to(b"?", SocketAddr::new(keys[0].local, 3784)).expect("it is sent");
+            });
+            watcher.ignored(Ignored::Dropped) > 0
+        };
+        eventually("that it was dropped", &true, is_dropped);
     });
 }
 

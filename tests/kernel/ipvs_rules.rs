@@ -75,7 +75,7 @@ fn wanted(family: Family, masquerade_all: bool, known: bool) -> BTreeMap<Piece, 
         *local.address.of_mut(family) = node.parse().ok();
         local.pod_cidrs.of_mut(family).extend(pods.parse::<ipnet::IpNet>());
     }
-    masquerade::rules(&local, masquerade_all, 179, family)
+    masquerade::rules(&local, masquerade_all, &[179], family)
 }
 
 #[test]

@@ -89,7 +89,7 @@ impl Scene {
         let mut desired: BTreeMap<Object, Content> =
             Set::BASIC.into_iter().map(|set| guard::table_set(set, self.family)).collect();
         desired.extend(guard::table_chains(&[self.family]));
-        desired.extend(masquerade::table_chains(&node, false, 179));
+        desired.extend(masquerade::table_chains(&node, false, &[179]));
         let own = [self.outer, self.inner].map(|address| Set::LocalAddresses.object(&Entry::Ip(address)));
         let served = [(self.service, 80), (self.outer, NODE_PORT)];
         let addresses = served.map(|(address, _)| Set::ServiceAddresses.object(&Entry::Ip(address)));

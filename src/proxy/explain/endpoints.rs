@@ -9,7 +9,8 @@ use crate::model::{self, Endpoints, ServicePort, Shared, Use};
 use crate::net::Family;
 
 use super::super::endpoints::{DRAINING, of_port};
-use super::super::overlay_port;
+use super::super::local_node::LocalNode;
+use super::super::{overlay_port, speaker_port};
 use super::{EndpointState, MOST_ENDPOINTS};
 
 /// Whether an endpoint is a destination of a virtual service.
@@ -39,6 +40,8 @@ pub enum Standing {
     Hinted,
     /// Out: its port is that of tunnels between nodes, which nothing else would keep closed.
     OverlayPort,
+    /// Out: a speaker of BGP or BFD may be there, which knows its neighbours by their addresses.
+    SpeakerPort,
     /// Out: it would get packets through tunnels, and none ends in it.
     Untunnelled,
     /// As before, and it keeps the connections that it has.
@@ -67,8 +70,9 @@ pub struct Choice<'a> {
     pub here: Option<&'a str>,
     /// The endpoints in which no tunnel ends, where packets go through tunnels.
     pub untunnelled: Option<&'a BTreeSet<IpAddr>>,
-    /// The settings, by which an endpoint may be at the port of tunnels between nodes.
+    /// The settings and this node, by which an endpoint may be at the port of tunnels between nodes, or at that of a speaker.
     pub config: Option<&'a ProxyConfig>,
+    pub node: Option<&'a LocalNode>,
 }
 
 /// Returns the endpoints of one port in one family.
@@ -96,9 +100,16 @@ pub fn states(
     };
     let is_overlay_port =
         |at: &SocketAddr| choice.config.is_some_and(|config| overlay_port::is_it(config, port.protocol, at.port()));
+    let is_speaker_port = |at: &SocketAddr| {
+        let (config, node) = (choice.config, choice.node);
+        config
+            .zip(node)
+            .is_some_and(|(config, node)| speaker_port::is_it(node, config, port.protocol, at.ip(), at.port()))
+    };
     let in_slices = known.iter().map(|(address, endpoint)| {
         let standing = match standing(*endpoint, weights.get(address).copied(), choice) {
             one if one.is_out() && is_overlay_port(address) => Standing::OverlayPort,
+            one if one.is_out() && is_speaker_port(address) => Standing::SpeakerPort,
             one => one,
         };
         state(*address, endpoint.node.cloned(), standing)
@@ -163,7 +174,7 @@ impl Standing {
         match self {
             Standing::NotReady | Standing::Terminating | Standing::NotLocal => true,
             Standing::NodeUnknown | Standing::Hinted | Standing::OverlayPort | Standing::Untunnelled => true,
-            Standing::RefusedByKernel => true,
+            Standing::SpeakerPort | Standing::RefusedByKernel => true,
             Standing::Serving | Standing::ServingWhileTerminating => false,
             Standing::Draining | Standing::DrainingUnready | Standing::DrainingUnchosen => false,
             Standing::DrainingUntunnelled | Standing::Leaving | Standing::Unexpected => false,
@@ -185,6 +196,7 @@ impl Standing {
             Standing::NodeUnknown => "nodeUnknown",
             Standing::Hinted => "hinted",
             Standing::OverlayPort => "overlayPort",
+            Standing::SpeakerPort => "speakerPort",
             Standing::Untunnelled => "untunnelled",
             Standing::DrainingUntunnelled => "drainingUntunnelled",
             Standing::RefusedByKernel => "refusedByKernel",
@@ -211,6 +223,7 @@ impl Standing {
             Standing::OverlayPort => {
                 "out: its port is that of tunnels between nodes (--overlay-encap=vxlan with iptables)"
             }
+            Standing::SpeakerPort => "out: nodes speak BGP or BFD with each other at its port",
             Standing::Untunnelled => {
                 "out: its pod does not answer what comes through a tunnel; the Service's problems say why"
             }

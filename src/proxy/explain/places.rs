@@ -156,7 +156,7 @@ fn served(asked: ServiceQuestion<'_>, port: &ServicePort, claim: &Claim) -> Serv
     let none = Endpoints::default();
     let slices = plan.world().cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
     let untunnelled = plan.inputs_of(name).untunnelled.filter(|_| claim.wanted.is_tunnelled);
-    let choice = Choice { here, untunnelled, config: Some(plan.inputs_of(name).config) };
+    let choice = Choice { here, untunnelled, config: Some(plan.inputs_of(name).config), node: Some(plan.node()) };
     let Listed { states: endpoints, left_off, without_port } = match in_full {
         true => endpoints::states(slices, port, claim.key.family(), &desired, choice),
         false => Listed::default(),

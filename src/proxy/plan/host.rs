@@ -109,7 +109,7 @@ impl Plan {
     }
 
     /// Returns whether a change of the node leaves all parts unchanged. Addresses of the host come and go; parts name
-    /// only those that node ports listen on, and no endpoint at the node's own. Pod ranges say which endpoints are here, where they do not say it themselves.
+    /// only those that node ports listen on, and no endpoint at the node's own but for speakers. Pod ranges say which endpoints are here, where they do not say it themselves.
     pub(super) fn parts_stay(&self, newer: &LocalNode) -> bool {
         let named = |node: &LocalNode| {
             let family = |family| {
@@ -117,7 +117,8 @@ impl Plan {
                 node_port::node_port_addresses(node, on_all, family)
             };
             let ports = PerFamily::from_fn(family);
-            (node.name.clone(), node.families, node.address, node.pod_cidrs.clone(), ports, node.runtime_awaited)
+            let own = (node.address, node.routing_address);
+            (node.name.clone(), node.families, own, node.pod_cidrs.clone(), ports, node.runtime_awaited)
         };
         named(&self.node) == named(newer)
     }
@@ -197,7 +198,7 @@ impl Plan {
                 rules.extend(inside::rules(&self.node, family));
             }
             rules.extend(self.marking_rules(family));
-            rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, self.config.bgp_port, family));
+            rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, &self.config.bgp_ports, family));
         }
         let old = std::mem::replace(&mut self.desired.rules, rules);
         changed.rules.extend(different_keys(&old, &self.desired.rules));
@@ -219,7 +220,7 @@ impl Plan {
         let passages = if self.config.guard { host_input::passages(&families) } else { BTreeMap::new() };
         let old = std::mem::replace(&mut self.desired.passages, passages);
         changed.passages.extend(different_keys(&old, &self.desired.passages));
-        new.extend(masquerade::table_chains(&self.node, self.config.masquerade_all, self.config.bgp_port));
+        new.extend(masquerade::table_chains(&self.node, self.config.masquerade_all, &self.config.bgp_ports));
         // Elements are the last of all objects.
         let before = self.desired.table.iter().take_while(|(object, _)| !matches!(object, Object::Element(..)));
         let old: BTreeMap<Object, Content> =

@@ -34,7 +34,7 @@ impl<K: Kernel> Driver<K> {
 
     /// Returns whether neighbours have been sent how service addresses stand.
     fn neighbours_are_told(&self) -> bool {
-        self.withdrawals.are_told() && !self.holds_back() && !self.sessions.lack_restarting(self.plan.routers())
+        self.withdrawals.are_told() && !self.holds_back()
     }
 
     /// Passes an event to the drain, and carries out what follows.

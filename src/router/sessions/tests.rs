@@ -82,23 +82,6 @@ fn a_router_without_a_session_may_keep_what_an_earlier_speaker_has_announced_as_
 }
 
 #[test]
-fn a_router_that_restarts_has_not_been_sent_what_is_withdrawn_until_it_is_back_or_given_up() {
-    let mut sessions = waiting(Instant::now());
-    let routers: Vec<IpAddr> = nodes().iter().map(|wanted| wanted.address).collect();
-    sessions.kept = routers.iter().copied().collect();
-    sessions.up = routers.iter().map(|router| (*router, PerFamily::default())).collect();
-    assert!(!sessions.lack_restarting(&routers));
-    let lost = routers[0];
-    sessions.up.remove(&lost);
-    assert!(
-        sessions.lack_restarting(&routers) && !sessions.lack_restarting(&routers[1..]),
-        "of others nothing is waited for"
-    );
-    sessions.kept.remove(&lost);
-    assert!(!sessions.lack_restarting(&routers), "it has lost ours as we have lost its own");
-}
-
-#[test]
 fn a_router_whose_password_comes_after_the_wait_for_neighbours_is_awaited_from_then_on() {
     let now = Instant::now();
     let mut sessions = waiting(now);

@@ -68,7 +68,7 @@ fn all() -> Pieces {
     let mut pieces = Pieces::new();
     for family in Family::BOTH {
         pieces.extend(guard::rules(family));
-        pieces.extend(masquerade::rules(&node(), false, 179, family));
+        pieces.extend(masquerade::rules(&node(), false, &[179], family));
         pieces.insert(
             jump(family, Table::Nat, "POSTROUTING", SNAT),
             rules([format!("-m mark --mark 0x1/0x1 -j {SNAT}")]),
@@ -472,7 +472,7 @@ fn a_host_with_plain_programs_uses_them() {
         let plain = Programs { flavour: Flavour::NfTables, plain: true };
         assert_eq!(detected.programs, PerFamily { v4: Some(plain), v6: Some(plain) });
         assert_eq!(detected.disabled, [""; 0]);
-        let want: Pieces = masquerade::rules(&node(), true, 179, Family::V6)
+        let want: Pieces = masquerade::rules(&node(), true, &[179], Family::V6)
             .into_iter()
             .filter(|(piece, _)| matches!(piece, Piece::Chain { .. }))
             .collect();
