@@ -124,14 +124,8 @@ pub fn dialling(to: IpAddr, local: Option<IpAddr>, hops: Hops, key: Option<&[u8]
 pub fn opened_with_ttl(socket: impl AsFd) -> Option<u8> {
     // The headers of IP, with what extends them, and of TCP.
     let mut headers = [0_u8; 1024];
-    let mut length = size_of_val(&headers) as libc::socklen_t;
-    let socket = socket.as_fd().as_raw_fd();
-    // SAFETY: the descriptor is open as long as it is borrowed, and the kernel writes no more than the length that is given,
-    // which is that of the array.
-    let result = unsafe {
-        libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_SAVED_SYN, headers.as_mut_ptr().cast(), &raw mut length)
-    };
-    let headers = headers.get(..length as usize).filter(|_| result == 0)?;
+    let length = read_raw(socket, libc::IPPROTO_TCP, libc::TCP_SAVED_SYN, &mut headers).ok()?;
+    let headers = headers.get(..length)?;
     // Version, in the upper half; time to live of IPv4 (RFC 791 3.1), hop limit of IPv6 (RFC 8200 3).
     let at = match headers.first()? >> 4 {
         4 => 8,
@@ -168,19 +162,10 @@ pub fn wake_at(socket: impl AsFd, bytes: u32) -> Result<(), Error> {
 /// The socket is no connection.
 pub fn since_received(socket: impl AsFd) -> Result<Duration, Error> {
     // The beginning of `struct tcp_info`: eight bytes, and numbers as far as `tcpi_last_data_recv`.
-    let mut info = [0_u32; 14];
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    let socket = socket.as_fd().as_raw_fd();
-    // SAFETY: the descriptor is open as long as it is borrowed, and the kernel writes no more than the length that is given,
-    // which is that of the array.
-    let result = unsafe {
-        libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length)
-    };
-    if result != 0 {
-        let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL);
-        return Err(Error::errno("read the state of", "a connection", errno));
-    }
-    let [.., last] = info;
+    let mut info = [0_u8; 14 * size_of::<u32>()];
+    read_raw(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)
+        .map_err(|errno| Error::errno("read the state of", "a connection", errno))?;
+    let last = info.last_chunk().map(|last| u32::from_ne_bytes(*last)).unwrap_or_default();
     Ok(Duration::from_millis(u64::from(last)))
 }
 
@@ -289,6 +274,20 @@ fn set_raw(socket: impl AsFd, level: c_int, name: c_int, value: &[u8]) -> rustix
     // which is that of the value.
     let result =
         unsafe { libc::setsockopt(socket, level, name, value.as_ptr().cast(), value.len() as libc::socklen_t) };
+    succeeded(result)
+}
+
+/// Reads an option; returns how many of the bytes the kernel has written.
+fn read_raw(socket: impl AsFd, level: c_int, name: c_int, value: &mut [u8]) -> rustix::io::Result<usize> {
+    let mut length = value.len() as libc::socklen_t;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is open as long as it is borrowed, and the kernel writes no more than the length that is given,
+    // which is that of the value.
+    let result = unsafe { libc::getsockopt(socket, level, name, value.as_mut_ptr().cast(), &raw mut length) };
+    succeeded(result).map(|()| length as usize)
+}
+
+fn succeeded(result: c_int) -> rustix::io::Result<()> {
     if result == 0 {
         return Ok(());
     }
