@@ -32,6 +32,9 @@ OWN_PORTS = range(10000, 30000)
 NEW_PORTS = itertools.cycle(range(61000, 65536))
 LATE = 0.25  # seconds
 PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only what is really lost counts
+# Of a load by TCP, which says itself how long it waited, and for packets that were sent again: longer than an emulated processor beside others keeps
+# a packet waiting (13 s were seen), so that a connection that ends without an answer is one that was lost.
+ENDURANCE = 30.0
 
 
 def open_socket(protocol, address):
@@ -166,21 +169,21 @@ def connect(address, port, protocol="tcp", patience=PATIENCE, source_port=None, 
     return sock
 
 
-def connect_for_long(address, port, protocol):
+def connect_for_long(address, port, protocol, patience=PATIENCE):
     """A connection from a source port that no later connection of the same client gets by itself.
 
     IPVS finds the connection of an answer by endpoint, client and client's port. A client that uses one source port for two virtual
     services with the same endpoint has its answers translated to the address of the younger connection, and the older one stalls.
     """
     chance = random.SystemRandom()  # the processes that load are copies of one
-    return connect_from(iter(lambda: chance.choice(OWN_PORTS), None), address, port, protocol)
+    return connect_from(iter(lambda: chance.choice(OWN_PORTS), None), address, port, protocol, patience=patience)
 
 
-def connect_from(ports, address, port, protocol, shared=True):
+def connect_from(ports, address, port, protocol, shared=True, patience=PATIENCE):
     """A connection from the next of these source ports that is free."""
     for source_port in ports:
         try:
-            return connect(address, port, protocol, source_port=source_port, shared=shared)
+            return connect(address, port, protocol, patience, source_port, shared)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
                 raise
@@ -237,8 +240,8 @@ class Load:
 
     `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
     `lasting` connections stay open and exchange a message every `pause` seconds, each in turn. With `resends` those of UDP
-    send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waits` are new connections of TCP whose first packet was sent again, lost or
-    late by a second: since when by the monotonic clock, for how many seconds, from which port, how often, and who answered. `late` are times in which the next
+    send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waits` are of TCP the new connections whose first packet, and the messages of
+    lasting ones, that were sent again, lost or late by a second: since when by the monotonic clock, for how many seconds, from which port, how often, and who answered. `late` are times in which the next
     connection began, or a connection and its answer came about, later than it should by more than `LATE`.
     """
 
@@ -277,15 +280,16 @@ def work(address, port, protocol, lasting, pause, resends):
     answers, errors, breaks = (collections.Counter() for _ in range(3))
     messages = slowest = 0
     held, waits, late = [], [], []
+    patience = ENDURANCE if protocol == "tcp" else PATIENCE
     for _ in range(lasting):
         try:
-            held.append((connect_for_long(address, port, protocol), None))
+            held.append((connect_for_long(address, port, protocol, patience), None))
         except OSError as error:
             breaks[word(error)] += 1
     while not stopping:
         at = time.monotonic()
         try:
-            with connect(address, port, protocol) as sock:
+            with connect(address, port, protocol, patience) as sock:
                 again = resent(sock) if protocol == "tcp" else 0
                 who, _ = exchange(sock)
                 answers[who] += 1
@@ -296,9 +300,12 @@ def work(address, port, protocol, lasting, pause, resends):
         slowest = max(slowest, time.monotonic() - at)
         if held:
             sock, before = held.pop(0)
+            asked, again = time.monotonic(), resent(sock) if protocol == "tcp" else 0
             try:
                 who = (exchange_again if resends and protocol == "udp" else exchange)(sock)[0]
                 messages += 1
+                if protocol == "tcp" and (again := resent(sock) - again) and (took := time.monotonic() - asked) > 1:
+                    waits.append((asked, took, sock.getsockname()[1], again, who))
                 if before not in (None, who) and protocol != "udp":
                     breaks[f"moved from {before} to {who}"] += 1
                 held.append((sock, who))

@@ -15,9 +15,9 @@ def a_change_of_the_packet_filter_and_back_lose_no_packet_of_pods_and_clients(be
     ports, outside = [Port(80, node_port=30093), Port(53, "UDP", node_port=30094)], [address for i in NODES for address in bed.plan.addresses(i)]
     with _nothing_is_forwarded(bed), expect.server("ext", [("tcp", 8080)]), \
             expect.service(bed, "passing", kind="NodePort", ports=ports), \
-            expect.stream({"n1p1": ["n2p1", "n3p1"], "n2p1": ["n3p1"]}), \
-            expect.new_flows("ext", *((address, 30094) for address in outside)), \
-            expect.load(*(("ext", address, 30093) for address in outside), pause=0.1):
+            expect.stream({"n1p1": ["n2p1", "n3p1"], "n2p1": ["n3p1"]}, pause=0.1), \
+            expect.new_flows("ext", *((address, 30094) for address in outside), pause=0.2), \
+            expect.load(*(("ext", address, 30093) for address in outside), pause=0.5):
         for netfilter in (OTHER[bed.netfilter], bed.netfilter):
             _change(bed, NODES, netfilter)
             for i in NODES:
