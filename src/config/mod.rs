@@ -173,7 +173,7 @@ impl Config {
         }
         // Also where another process of this node is the router.
         proxy.overlay_ports = router.overlay.map_or_else(Vec::new, Overlay::open_ports);
-        proxy.bgp_ports = router.bgp_ports();
+        (proxy.bgp_ports, proxy.bfd_ports) = (router.bgp_ports(), router.bfd_ports());
         let cni_socket = cni_socket(flags, mistakes);
         if cni_socket.is_some() && flags.run_router {
             router.cni_plugin = cni_plugin(&router, environment, cni_socket.as_deref(), mistakes);

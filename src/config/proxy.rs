@@ -55,6 +55,8 @@ pub struct ProxyConfig {
     pub overlay_ports: Vec<u16>,
     /// TCP ports at which nodes and routers outside speak BGP: 179, `--bgp-port` and `--peer-router-ports`.
     pub bgp_ports: Vec<u16>,
+    /// UDP ports at which neighbours several hops away watch the path by BFD: 4784 (RFC 5883 5), and that of `--bfd-port`.
+    pub bfd_ports: Vec<u16>,
 }
 
 /// The longest IPVS timeout in seconds: the kernel counts it in ticks, up to 1000 in a second, as an `int`.
@@ -101,6 +103,7 @@ impl ProxyConfig {
             overlay_overhead: PerFamily::default(),
             overlay_ports: Vec::new(),
             bgp_ports: Vec::new(),
+            bfd_ports: Vec::new(),
         }
     }
 }

@@ -219,6 +219,14 @@ impl RouterConfig {
         all.into_iter().collect()
     }
 
+    /// Returns the UDP ports at which a neighbour several hops away is heard by BFD, in order: the well-known one (RFC 5883 5) and that of a flag. That for neighbours on a link is none.
+    pub fn bfd_ports(&self) -> Vec<u16> {
+        let watched = self.peers.iter().filter_map(|peer| peer.bfd).chain(self.bfd_mesh);
+        let other = watched.map(|bfd| bfd.port).filter(|port| *port != Bfd::PORT);
+        let all: BTreeSet<u16> = other.chain([Bfd::MULTIHOP_PORT]).collect();
+        all.into_iter().collect()
+    }
+
     /// Returns whether this node has sessions with all others, unless annotations make it a client of reflectors.
     pub fn speaks_with_all_nodes(&self) -> bool {
         self.internal_peers && self.full_mesh

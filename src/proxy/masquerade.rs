@@ -14,8 +14,8 @@
 //! the endpoint's address as destination and as source. With `--masquerade-all` everything gets the node's address.
 //! Where the node's pod ranges are not known, all that leaves the node does.
 //!
-//! Never masqueraded is what goes to a port of BGP (`speaker_port`), but for a pod that reaches itself. An endpoint there sees who asks, and is reached where the reply returns here by
-//! itself.
+//! Never masqueraded is what goes to a port of BGP (`speaker_port`), not even what a pod there sends to itself, which it does not reach so: a slice may say of another node's address
+//! that it is an endpoint here. An endpoint there sees who asks, and is reached where the reply returns here by itself.
 //!
 //! The node's address is here the one by which other nodes route to it (`--node-ip-autodetect`): a pod of another node answers by the routes of that node. What
 //! leaves by the link of the InternalIP, where that is another link, gets the InternalIP: it goes to programs on hosts, which know no other address.
@@ -32,8 +32,8 @@
 //! ```text
 //! chain service_snat { type nat hook postrouting priority srcnat - 2; policy accept;
 //!     meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst @ports4 jump translated4 }
-//! chain translated4 { ip daddr . meta l4proto . th dport . ip saddr @hairpin4 snat ip to 192.0.2.1 fully-random
-//!     tcp dport 179 return
+//! chain translated4 { tcp dport 179 return
+//!     ip daddr . meta l4proto . th dport . ip saddr @hairpin4 snat ip to 192.0.2.1 fully-random
 //!     ip daddr . meta l4proto . th dport . ip daddr @hairpin4 return
 //!     ip saddr 10.244.1.0/24 return; ip daddr 10.244.1.0/24 return; fib daddr type local return;
 //!     meta nfproto ipv4 snat ip to 192.0.2.1 fully-random }
@@ -62,16 +62,14 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, bgp_ports: &[u16], family: 
         Some(to) => Verdict::SourceNat { to, random_ports: true },
         None => Verdict::Masquerade { random_ports: true },
     };
-    if !masquerade_all {
-        let to_itself = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortSource);
-        chain.push(Rule::new([to_itself], translation.clone()));
-    }
     let protocol = Protocol::Tcp;
     chain.extend(bgp_ports.iter().map(|port| {
         let to_speaker = Match::Port { protocol, side: Side::Destination, port: *port };
         Rule::new([Match::Protocol(IpProtocol::Transport(protocol)), to_speaker], Verdict::Return)
     }));
     if !masquerade_all {
+        let to_itself = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortSource);
+        chain.push(Rule::new([to_itself], translation.clone()));
         if node.pod_cidrs.of(family).is_empty() {
             let to_endpoint_here = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortItself);
             chain.push(Rule::new([to_endpoint_here], Verdict::Return));
@@ -116,17 +114,15 @@ pub fn table_chains(node: &LocalNode, masquerade_all: bool, bgp_ports: &[u16]) -
             Some(to) => Verdict::SourceNat { to, random_ports: true },
             None => Verdict::Masquerade { random_ports: true },
         };
-        if !masquerade_all {
-            let lookup = Lookup::ServiceSource(family, family.host_bits());
-            let to_itself = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
-            rules.push(Rule::new([to_itself], translation.clone()).commented("a pod reaches itself"));
-        }
         rules.extend(bgp_ports.iter().map(|port| {
             let range = PortRange { first: *port, last: *port };
             let to_speaker = Match::DestinationPort { protocol: Protocol::Tcp, range };
             Rule::new([to_speaker], Verdict::Return).commented("who speaks BGP does so as itself")
         }));
         if !masquerade_all {
+            let lookup = Lookup::ServiceSource(family, family.host_bits());
+            let to_itself = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
+            rules.push(Rule::new([to_itself], translation.clone()).commented("a pod reaches itself"));
             if node.pod_cidrs.of(family).is_empty() {
                 let lookup = Lookup::ServiceItself(family);
                 let to_endpoint_here = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
@@ -191,17 +187,17 @@ mod tests {
     }
 
     #[test]
-    fn nobody_speaks_bgp_with_the_nodes_address_through_a_service() {
+    fn nobody_speaks_bgp_with_the_nodes_address_through_a_service_not_even_who_is_told_to_reach_itself() {
         let node = LocalNode { families: PerFamily { v4: true, v6: true }, ..LocalNode::default() };
         for masquerade_all in [false, true] {
-            let (chains, at) = (table_chains(&node, masquerade_all, BGP), usize::from(!masquerade_all));
+            let chains = table_chains(&node, masquerade_all, BGP);
             for (family, name) in [(Family::V4, "translated4"), (Family::V6, "translated6")] {
-                let rule = rules_of(&chains, name).into_iter().nth(at).expect("a rule");
+                let rule = rules_of(&chains, name).into_iter().next().expect("a rule");
                 let range = PortRange { first: 1179, last: 1179 };
                 assert_eq!(rule.matches(), [nftables::Match::DestinationPort { protocol: Protocol::Tcp, range }]);
                 assert_eq!(rule.verdict(), Some(&nftables::Verdict::Return));
                 let chain = Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() };
-                let rule = rules(&node, masquerade_all, BGP, family)[&chain].0.get(at).map(ToString::to_string);
+                let rule = rules(&node, masquerade_all, BGP, family)[&chain].0.first().map(ToString::to_string);
                 assert_eq!(rule.as_deref(), Some("-p tcp -m tcp --dport 1179 -j RETURN"));
             }
         }
@@ -219,13 +215,13 @@ mod tests {
         };
         let chains = table_chains(&node, false, BGP);
         for (family, name, set) in [(Family::V4, "translated4", "hairpin4"), (Family::V6, "translated6", "hairpin6")] {
-            let first = rules_of(&chains, name).into_iter().next().expect("a rule");
+            let first = rules_of(&chains, name).into_iter().nth(1).expect("a rule");
             let lookup = Lookup::ServiceSource(family, family.host_bits());
             assert_eq!(first.matches(), [nftables::Match::InSet { lookup, set: set.into(), negated: false }]);
             assert_eq!(first.verdict(), Some(&nftables::Verdict::Masquerade { random_ports: true }));
             let rules = rules(&node, false, BGP, family);
             let chain = Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() };
-            let first = rules[&chain].0.first().map(ToString::to_string);
+            let first = rules[&chain].0.get(1).map(ToString::to_string);
             let six = if family == Family::V6 { "inet6:" } else { "" };
             let wanted =
                 format!("-m set --match-set {six}kube-router-hairpin dst,dst,src -j MASQUERADE --random-fully");

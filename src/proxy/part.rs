@@ -123,6 +123,9 @@ fn claims_of_port(
 ) -> Vec<Claim> {
     let mut claims = Vec::new();
     let mut claim = |rank, address: IpAddr, number, served: &Served| {
+        if rank != Rank::Cluster && speaker_port::is_own(inputs.node, inputs.config, port.protocol, address, number) {
+            return;
+        }
         let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
         // A node port on an address that is the load balancer's too stays open.
         let sources = if rank == Rank::NodePort { None } else { source_ranges::sources(service, address) };

@@ -2,8 +2,11 @@
 //!
 //! A neighbour is who has its address. Somebody who may write EndpointSlices could have a client outside speak as this node, where what it sends is masqueraded
 //! on its way (`masquerade`), and by two Services in a row as another one: the first leads to a node port of the second, which leads to the speaker of that
-//! very node. So connections to the ports of BGP are not masqueraded, endpoints at them that are this node get nothing, and neither does any endpoint at the port of BFD with
+//! very node. So connections to the ports of BGP are not masqueraded, endpoints at them that are this node get nothing, and neither does any endpoint at a port of BFD with
 //! neighbours farther away, to which one packet is enough. (At the port for neighbours on a link one is heard that no router has forwarded, IPVS neither: RFC 5881 5.)
+//!
+//! Nor does a Service take such a port of an address of this node, as a node port or as an address from outside that is a node's: IPVS takes what comes before the speaker
+//! does, and neighbours that dial would speak with the Service's endpoint.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -22,9 +25,19 @@ pub fn is_it(node: &LocalNode, config: &ProxyConfig, protocol: Protocol, address
     let is_this_node = || [node.address, node.routing_address].iter().any(|own| *own.of(family) == Some(address));
     match protocol {
         Protocol::Tcp => config.bgp_ports.contains(&port) && is_this_node(),
-        Protocol::Udp => port == Bfd::MULTIHOP_PORT,
+        Protocol::Udp => config.bfd_ports.contains(&port),
         Protocol::Sctp => false,
     }
+}
+
+/// Returns whether an address and port that a Service would be served at are those of this node's own speakers.
+pub fn is_own(node: &LocalNode, config: &ProxyConfig, protocol: Protocol, address: IpAddr, port: u16) -> bool {
+    let is_port = match protocol {
+        Protocol::Tcp => config.bgp_ports.contains(&port),
+        Protocol::Udp => port == Bfd::PORT || config.bfd_ports.contains(&port),
+        Protocol::Sctp => false,
+    };
+    is_port && node.is_own(address)
 }
 
 /// Returns the endpoints for one port of a Service: without the slices that have one of these.
@@ -37,7 +50,7 @@ pub fn without<'a>(
     let leads_there = |slice: &Arc<EndpointSlice>| {
         numbers(slice, port).any(|number| {
             // Looked at for each port of each Service: almost none has such a number.
-            let is_asked = config.bgp_ports.contains(&number.port) || number.port == Bfd::MULTIHOP_PORT;
+            let is_asked = config.bgp_ports.contains(&number.port) || config.bfd_ports.contains(&number.port);
             let is_one = |address| is_it(node, config, number.protocol, address, number.port);
             is_asked && slice.endpoints.listed().any(|endpoint| is_one(endpoint.address))
         })

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use sluice::kernel::ipset::Entry;
+use sluice::kernel::ipset::{Entry, IpPortNet};
 use sluice::kernel::nftables::{Content, Object, OwnTable};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::local_node::LocalNode;
@@ -106,7 +106,12 @@ impl Scene {
 
     /// The same of another server in the pod.
     fn asks_of(&self, server: &TcpListener, to: IpAddr, port: u16) -> Result<Option<IpAddr>, ErrorKind> {
-        let connected = inside(&self.client, || {
+        self.asks_from(&self.client, server, to, port)
+    }
+
+    /// The same from another place.
+    fn asks_from(&self, from: &File, server: &TcpListener, to: IpAddr, port: u16) -> Result<Option<IpAddr>, ErrorKind> {
+        let connected = inside(from, || {
             TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_secs(3)).map_err(|error| error.kind())
         })?;
         let until = Instant::now() + Duration::from_secs(1);
@@ -176,6 +181,18 @@ fn a_client_of_a_service_that_leads_to_a_speaker_of_bgp_keeps_its_own_address() 
         let seen = scene.asks_of(&speaker, scene.service, 80);
         assert_eq!(seen, Ok(client.parse().ok()), "{}", run("nft list ruleset"));
         assert_eq!(scene.asks(scene.outer, NODE_PORT), Ok(Some(scene.inner)), "others are masqueraded");
+        // A slice may say of the other node's address that it is an endpoint here: a connection that has it as its source, as what that node masquerades has,
+        // would be one of an endpoint that reaches itself.
+        let of_itself = IpPortNet { address: pod, protocol: Protocol::Tcp, port: 179, range: pod.into() };
+        let itself = Entry::IpPortNet(Box::new(of_itself));
+        let mut desired = scene.desired();
+        desired.insert(Set::Hairpin.object(&itself), Content::Element);
+        table.mark(Set::Hairpin.object(&itself));
+        table.grow(&desired, Growth::Full, at());
+        assert!(table.is_settled(), "{:?}", table.trouble());
+        run(&format!("ip -n {other} route add {} via {inner} src {pod}", scene.service));
+        let seen = scene.asks_from(&there, &speaker, scene.service, 80);
+        assert!(seen.is_err(), "a speaker that is asked in its own name sees {seen:?}\n{}", run("nft list ruleset"));
     });
 }
 

@@ -1,5 +1,6 @@
 //! The endpoints of one virtual service, each with the reason why it is in or out.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -100,16 +101,13 @@ pub fn states(
     };
     let is_overlay_port =
         |at: &SocketAddr| choice.config.is_some_and(|config| overlay_port::is_it(config, port.protocol, at.port()));
-    let is_speaker_port = |at: &SocketAddr| {
-        let (config, node) = (choice.config, choice.node);
-        config
-            .zip(node)
-            .is_some_and(|(config, node)| speaker_port::is_it(node, config, port.protocol, at.ip(), at.port()))
-    };
+    let beside_speakers = beside_speakers(endpoints, port, family, choice);
     let in_slices = known.iter().map(|(address, endpoint)| {
         let standing = match standing(*endpoint, weights.get(address).copied(), choice) {
             one if one.is_out() && is_overlay_port(address) => Standing::OverlayPort,
-            one if one.is_out() && is_speaker_port(address) => Standing::SpeakerPort,
+            one if one.is_out() && beside_speakers.as_ref().is_some_and(|left| !left.contains(address)) => {
+                Standing::SpeakerPort
+            }
             one => one,
         };
         state(*address, endpoint.node.cloned(), standing)
@@ -126,6 +124,23 @@ pub fn states(
     states.sort_by_key(|state| state.address);
     let with_port: BTreeSet<IpAddr> = known.keys().map(SocketAddr::ip).collect();
     Listed { states, left_off, without_port: without_port(endpoints, family, &with_port) }
+}
+
+/// Returns the endpoints that are left where slices are left out because one of theirs is at the port of a speaker; `None` where none is.
+fn beside_speakers(
+    endpoints: &Endpoints,
+    port: &ServicePort,
+    family: Family,
+    choice: Choice<'_>,
+) -> Option<BTreeSet<SocketAddr>> {
+    let (config, node) = choice.config.zip(choice.node)?;
+    match speaker_port::without(Cow::Borrowed(endpoints), port, node, config) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(left) => {
+            let left = of_port(&left, port, family);
+            Some(left.map(|(number, endpoint)| SocketAddr::new(endpoint.address, number)).collect())
+        }
+    }
 }
 
 fn without_port(endpoints: &Endpoints, family: Family, with_port: &BTreeSet<IpAddr>) -> usize {
@@ -223,7 +238,9 @@ impl Standing {
             Standing::OverlayPort => {
                 "out: its port is that of tunnels between nodes (--overlay-encap=vxlan with iptables)"
             }
-            Standing::SpeakerPort => "out: nodes speak BGP or BFD with each other at its port",
+            Standing::SpeakerPort => {
+                "out: nodes speak BGP or BFD with each other at its port, or at that of another endpoint of its slice"
+            }
             Standing::Untunnelled => {
                 "out: its pod does not answer what comes through a tunnel; the Service's problems say why"
             }

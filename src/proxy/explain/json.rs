@@ -80,6 +80,7 @@ fn of_place(place: &Place) -> Value {
         Standing::ThroughBalancer => ("throughBalancer", None),
         Standing::Skipped => ("skipped", None),
         Standing::FamilyOff => ("familyOff", None),
+        Standing::SpeakerPort => ("speakerPort", None),
     };
     let served = match &place.standing {
         Standing::Served(served) => Some(&**served),

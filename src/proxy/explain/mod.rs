@@ -124,6 +124,8 @@ pub enum Standing {
     Skipped,
     /// The family is not enabled on this node.
     FamilyOff,
+    /// This node speaks BGP or BFD there.
+    SpeakerPort,
 }
 
 /// A virtual service of a Service.

@@ -10,7 +10,7 @@ use crate::net::Family;
 use super::super::apply::Beside;
 use super::super::part::{Claim, Rank};
 use super::super::plan::Plan;
-use super::super::{external_ip, health_check, node_port, traffic_policy};
+use super::super::{external_ip, health_check, node_port, speaker_port, traffic_policy};
 use super::endpoints::{self, Choice, Listed};
 use super::{HealthCheckState, KernelState, Place, Question, Role, Served, Standing};
 
@@ -113,7 +113,7 @@ pub fn asks_for(plan: &Plan, service: &Service, address: IpAddr, port: Option<u1
 fn standing(asked: ServiceQuestion<'_>, wanted: &WantedPlace<'_>) -> Standing {
     let ServiceQuestion { plan, name, service, .. } = asked;
     let WantedPlace { port, key, role } = *wanted;
-    let ServiceKey::Address { address, .. } = key else { return Standing::NoLocalEndpoint };
+    let ServiceKey::Address { address, protocol, port: number } = key else { return Standing::NoLocalEndpoint };
     let inputs = plan.part_inputs();
     if !*inputs.node.families.of(Family::from(address)) {
         return Standing::FamilyOff;
@@ -128,6 +128,9 @@ fn standing(asked: ServiceQuestion<'_>, wanted: &WantedPlace<'_>) -> Standing {
     };
     if let Some(reason) = field.and_then(|field| external_ip::refusal(address, field, inputs)) {
         return Standing::Refused(reason);
+    }
+    if role != Role::ClusterIp && speaker_port::is_own(inputs.node, inputs.config, protocol, address, number) {
+        return Standing::SpeakerPort;
     }
     let claims = plan.claims_of(name);
     let Some(claim) = claims.binary_search_by_key(&key, |claim| claim.key).ok().and_then(|index| claims.get(index))

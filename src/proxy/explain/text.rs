@@ -83,6 +83,7 @@ fn summary(state: &ServiceState) -> String {
             },
             Standing::Refused(_) => &mut refused,
             Standing::LostTo(_) => &mut lost,
+            Standing::SpeakerPort => &mut refused,
             Standing::NoLocalEndpoint | Standing::Closing => &mut without,
             Standing::ThroughBalancer | Standing::Skipped | Standing::FamilyOff => continue,
         };
@@ -188,6 +189,7 @@ pub(super) fn why_not(standing: &Standing) -> String {
         Standing::ThroughBalancer => "its load balancer has ipMode Proxy, so traffic must pass it".to_owned(),
         Standing::Skipped => "the annotation kube-router.io/service.skiplbips leaves it out".to_owned(),
         Standing::FamilyOff => "its address family is not enabled on this node".to_owned(),
+        Standing::SpeakerPort => "this node speaks BGP or BFD at this port of its own address".to_owned(),
     }
 }
 
