@@ -6,10 +6,12 @@
 //! iptables -A KUBE-ROUTER-PODS -i kube-bridge -j ACCEPT
 //! iptables -A KUBE-ROUTER-PODS -o kube-bridge -j ACCEPT
 //! iptables -A KUBE-ROUTER-PODS -o eth0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+//! iptables -A KUBE-ROUTER-PODS -o tun-+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 //! ```
 //!
-//! The last one is for replies of pods on other nodes to clients of node ports, which pass through this node. It stands there for each link
-//! that carries an address of the Node: clients come by that of the InternalIP, also where nodes route to each other by addresses on another one (`--node-ip-autodetect`).
+//! The last ones are for replies of pods on other nodes to clients of node ports, which pass through this node. One stands there for each link
+//! that carries an address of the Node: clients come by that of the InternalIP, also where nodes route to each other by addresses on another one (`--node-ip-autodetect`); and
+//! one for the devices of tunnels by which packets are sent: pods of other nodes are clients too, and may be reached through these alone.
 //! kube-router accepts everything that leaves by the node's link; only these replies need that. The chain names the
 //! current links: no rule is left behind for an earlier one.
 //!
@@ -27,9 +29,12 @@
 //! chain answer_marks { type filter hook forward priority filter + 1; meta mark & 0x20000 == 0x20000 meta mark set meta mark & ~0x20000 }
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use compact_str::CompactString;
+
+use crate::config::{Encapsulation, Overlay};
 use crate::kernel::iptables::rule::States;
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::nftables::passages::{Passage, Passing};
@@ -38,7 +43,9 @@ use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Object
 use crate::net::Family;
 
 use super::identity::Identity;
-use super::names::{BRIDGE, CHAIN_PODS, NFT_ANSWER_MARKS, NFT_ANSWERS};
+use super::names::{
+    ALL_TUNNELS, BRIDGE, CHAIN_PODS, NFT_ANSWER_MARKS, NFT_ANSWERS, VXLAN, WIREGUARD, WIREGUARD_SECOND,
+};
 
 /// How the host's own chain knows answers.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -60,16 +67,27 @@ const ANSWERS: &str = "allow outbound node port traffic on node interface with w
 /// The comments of the rules, by which ours are known.
 pub const COMMENTS: [&str; 3] = [FROM_PODS, TO_PODS, ANSWERS];
 
+/// Returns the links, or the beginnings of their names, by which answers leave.
+fn answer_links(own: &Identity, overlay: Option<Overlay>, family: Family) -> BTreeSet<CompactString> {
+    let of_tunnels: &[&str] = match overlay.map(|overlay| overlay.encapsulation) {
+        None => &[],
+        Some(Encapsulation::Ipip | Encapsulation::Fou(_)) => &[ALL_TUNNELS],
+        Some(Encapsulation::Vxlan(_)) => &[VXLAN.v4, VXLAN.v6],
+        Some(Encapsulation::Wireguard(_)) => &[WIREGUARD, WIREGUARD_SECOND],
+    };
+    own.all_links.of(family).iter().cloned().chain(of_tunnels.iter().map(|name| (*name).into())).collect()
+}
+
 /// Returns the rules in the host's own chain, for one family: with nftables.
-pub fn passages(own: &Identity, family: Family, by: AnswersBy) -> BTreeMap<Passage, Passing> {
+pub fn passages(own: &Identity, overlay: Option<Overlay>, family: Family, by: AnswersBy) -> BTreeMap<Passage, Passing> {
     let key = |comment| Passage { family, comment };
     let mut passages =
         BTreeMap::from([(key(FROM_PODS), Passing::From(BRIDGE.into())), (key(TO_PODS), Passing::To(BRIDGE.into()))]);
-    let links = own.all_links.of(family);
+    let links = answer_links(own, overlay, family);
     if !links.is_empty() {
         let answers = match by {
-            AnswersBy::State => Passing::AnswersTo(links.clone()),
-            AnswersBy::Mark => Passing::MarkedTo(links.clone(), ANSWERED),
+            AnswersBy::State => Passing::AnswersTo(links),
+            AnswersBy::Mark => Passing::MarkedTo(links, ANSWERED),
         };
         passages.insert(key(ANSWERS), answers);
     }
@@ -77,14 +95,13 @@ pub fn passages(own: &Identity, family: Family, by: AnswersBy) -> BTreeMap<Passa
 }
 
 /// Returns the chains of our table that mark answers of these families and take the mark away.
-pub fn marking_chains(own: &Identity, families: &[Family]) -> BTreeMap<Object, Content> {
+pub fn marking_chains(own: &Identity, overlay: Option<Overlay>, families: &[Family]) -> BTreeMap<Object, Content> {
     use nftables::{Match, Rule};
     let cleared = || [Statement::SetMark(Mark { value: 0, ..ANSWERED })];
     let mut rules = Vec::new();
-    for (family, link) in
-        families.iter().flat_map(|family| own.all_links.of(*family).iter().map(move |link| (family, link)))
-    {
-        let leaves = [Match::Family(*family), Match::OutputLink { name: link.clone(), negated: false }];
+    let links = |family: &Family| answer_links(own, overlay, *family).into_iter().map(|link| (*family, link));
+    for (family, name) in families.iter().flat_map(|family| links(family).collect::<Vec<_>>()) {
+        let leaves = [Match::Family(family), Match::OutputLink { name, negated: false }];
         let answers = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
         rules.push(Rule::with(leaves.clone(), cleared(), None));
         let matches: Vec<Match> = leaves.into_iter().chain([answers]).collect();
@@ -102,14 +119,14 @@ pub fn marking_chains(own: &Identity, families: &[Family]) -> BTreeMap<Object, C
 }
 
 /// Returns the chain and the jump to it, for one family.
-pub fn rules(own: &Identity, family: Family) -> BTreeMap<Piece, Rules> {
+pub fn rules(own: &Identity, overlay: Option<Overlay>, family: Family) -> BTreeMap<Piece, Rules> {
     let comment = |text: &str| Match::Comment(text.into());
     let (input, output) = (Match::InputLink(BRIDGE.into()), Match::OutputLink(BRIDGE.into()));
     let mut chain: Vec<Rule> = vec![
         Rule::new([input, comment(FROM_PODS)], Verdict::Accept),
         Rule::new([output, comment(TO_PODS)], Verdict::Accept),
     ];
-    chain.extend(own.all_links.of(family).iter().map(|link| {
+    chain.extend(answer_links(own, overlay, family).iter().map(|link| {
         let answers = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
         let said = comment(ANSWERS);
         Rule::new([Match::OutputLink(link.as_str().into()), answers, said], Verdict::Accept)
@@ -125,12 +142,9 @@ pub fn rules(own: &Identity, family: Family) -> BTreeMap<Piece, Rules> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use compact_str::CompactString;
-
     use super::*;
     use crate::net::PerFamily;
+    use crate::router::given::config;
 
     fn own(links: &[&str], family: Family) -> Identity {
         let mut all_links = PerFamily::<BTreeSet<CompactString>>::default();
@@ -140,7 +154,7 @@ mod tests {
 
     fn chain(links: &[&str], family: Family) -> Vec<String> {
         let chain = Piece::Chain { family, table: Table::Filter, chain: CHAIN_PODS.into() };
-        let Rules(rules) = rules(&own(links, family), family).remove(&chain).expect("there is a chain");
+        let Rules(rules) = rules(&own(links, family), None, family).remove(&chain).expect("there is a chain");
         rules.iter().map(Rule::to_string).collect()
     }
 
@@ -155,6 +169,37 @@ mod tests {
     }
 
     #[test]
+    fn answers_to_pods_of_other_nodes_leave_by_the_devices_of_tunnels_also_where_no_link_has_an_address_of_the_family()
+    {
+        let overlay = |words: &[&str]| config(words).overlay;
+        for (words, names) in [
+            (&["--overlay-encap=ipip"][..], &["tun-+"][..]),
+            (&["--overlay-encap=fou"], &["tun-+"]),
+            (&["--overlay-encap=vxlan"], &["sluice-vxlan4", "sluice-vxlan6"]),
+            (&["--overlay-encap=wireguard"], &["sluice-wg0", "sluice-wg1"]),
+            (&["--enable-overlay=false"], &[]),
+        ] {
+            for (family, links) in [(Family::V4, &["eth0"][..]), (Family::V6, &[])] {
+                let (own, overlay) = (own(&["eth0"], Family::V4), overlay(words));
+                let wanted: BTreeSet<CompactString> = links.iter().chain(names).map(|name| (*name).into()).collect();
+                assert_eq!(answer_links(&own, overlay, family), wanted, "{words:?} {family}");
+                let key = Passage { family, comment: ANSWERS };
+                let found = passages(&own, overlay, family, AnswersBy::State).remove(&key);
+                assert_eq!(
+                    found,
+                    (!wanted.is_empty()).then_some(Passing::AnswersTo(wanted.clone())),
+                    "{words:?} {family}"
+                );
+                let chain = Piece::Chain { family, table: Table::Filter, chain: CHAIN_PODS.into() };
+                let Rules(rules) = rules(&own, overlay, family).remove(&chain).expect("there is a chain");
+                let leaves = |name: &CompactString| format!("-o {name} -m conntrack --ctstate RELATED,ESTABLISHED ");
+                let has = |name| rules.iter().any(|rule| rule.to_string().starts_with(&leaves(name)));
+                assert!(wanted.iter().all(has) && rules.len() == 2 + wanted.len(), "{words:?} {family}: {rules:?}");
+            }
+        }
+    }
+
+    #[test]
     fn answers_leave_by_every_link_with_an_address_of_the_node() {
         for family in Family::BOTH {
             let rules = chain(&["eth0", "eth1"], family);
@@ -163,9 +208,9 @@ mod tests {
             let own = own(&["eth0", "eth1"], family);
             let links: BTreeSet<CompactString> = ["eth0".into(), "eth1".into()].into();
             let key = Passage { family, comment: ANSWERS };
-            assert_eq!(passages(&own, family, AnswersBy::State)[&key], Passing::AnswersTo(links.clone()));
-            assert_eq!(passages(&own, family, AnswersBy::Mark)[&key], Passing::MarkedTo(links, ANSWERED));
-            let chains = marking_chains(&own, &Family::BOTH);
+            assert_eq!(passages(&own, None, family, AnswersBy::State)[&key], Passing::AnswersTo(links.clone()));
+            assert_eq!(passages(&own, None, family, AnswersBy::Mark)[&key], Passing::MarkedTo(links, ANSWERED));
+            let chains = marking_chains(&own, None, &Family::BOTH);
             let Some(Content::Chain(chain)) = chains.get(&Object::Chain(NFT_ANSWERS.into())) else {
                 panic!("there is no chain")
             };

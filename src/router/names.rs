@@ -30,8 +30,11 @@ pub const TUNNEL_PROTOCOL: u8 = 3;
 /// Prefix of tunnel names.
 pub const TUNNELS: &str = "tun-";
 
+/// The devices of tunnels by their beginning, as rules name them.
+pub const ALL_TUNNELS: &str = "tun-+";
+
 /// The devices of `--overlay-encap=vxlan`, one for each family of nodes' addresses.
-const VXLAN: PerFamily<&str> = PerFamily { v4: "sluice-vxlan4", v6: "sluice-vxlan6" };
+pub const VXLAN: PerFamily<&str> = PerFamily { v4: "sluice-vxlan4", v6: "sluice-vxlan6" };
 
 /// The device of `--overlay-encap=wireguard`, for both families.
 pub const WIREGUARD: &str = "sluice-wg0";

@@ -43,6 +43,13 @@ def clients_of_node_ports_are_answered_by_pods_of_every_node(bed):
                 expect.share("ext", address, 30092, PODS, "udp")
 
 
+def pods_are_answered_at_node_ports_of_other_nodes_whose_answers_leave_by_tunnels(bed):
+    with _nothing_is_forwarded(bed), expect.service(bed, "across", kind="NodePort", ports=[Port(80, node_port=30095)]):
+        for i in bed.agents:
+            for address in bed.plan.addresses(i % len(bed.agents) + 1):
+                expect.share(f"n{i}p1", address, 30095, PODS)
+
+
 def clients_of_external_addresses_are_answered_too(bed):
     addresses = ["198.51.100.24", "2001:db8:51::24"]
     with _nothing_is_forwarded(bed), expect.service(bed, "outer", external_ips=addresses):

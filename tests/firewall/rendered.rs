@@ -95,7 +95,7 @@ fn every_kind_of_rule_is_written_as_on_running_nodes() {
     for family in Family::BOTH {
         all.extend(guard::rules(family));
         all.extend(pod_egress::rules(family));
-        all.extend(forward::rules(&own, family));
+        all.extend(forward::rules(&own, None, family));
     }
     let mut text = String::new();
     for (piece, rules) in &all {

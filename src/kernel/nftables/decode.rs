@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use compact_str::{CompactString, format_compact};
 use ipnet::IpNet;
 
 use super::encode::{
@@ -143,11 +144,11 @@ impl<'a> Reader<'a> {
             (meta::MARK, [Expression::Lookup { .. }, ..]) => self.any_lookup(&[Lookup::Mark]),
             (meta::MARK, rest) => self.mark(rest),
             (meta::INPUT_LINK, [Expression::Compare { from: FIRST, operation, value }, rest @ ..]) => {
-                let (name, negated) = (link(value)?.into(), is_negated(*operation)?);
+                let (name, negated) = (link(value)?, is_negated(*operation)?);
                 self.condition(Match::InputLink { name, negated }, rest)
             }
             (meta::OUTPUT_LINK, [Expression::Compare { from: FIRST, operation, value }, rest @ ..]) => {
-                let (name, negated) = (link(value)?.into(), is_negated(*operation)?);
+                let (name, negated) = (link(value)?, is_negated(*operation)?);
                 self.condition(Match::OutputLink { name, negated }, rest)
             }
             (meta::ETHER_TYPE, [Expression::Compare { from: FIRST, operation, value }, rest @ ..]) => {
@@ -384,9 +385,11 @@ fn random_ports(flags: u32) -> Option<bool> {
     }
 }
 
-fn link(value: &Data) -> Option<&str> {
-    let name = value.bytes().split(|byte| *byte == 0).next()?;
-    std::str::from_utf8(name).ok()
+/// A name that no zero ends is the beginning of names.
+fn link(value: &Data) -> Option<CompactString> {
+    let name = std::str::from_utf8(value.bytes().split(|byte| *byte == 0).next()?).ok()?;
+    let is_beginning = value.bytes().len() == name.len();
+    Some(if is_beginning { format_compact!("{name}+") } else { name.into() })
 }
 
 fn leading_bits(mask: IpAddr) -> Option<u8> {

@@ -165,6 +165,11 @@ fn original(key: u32, word: u32) -> Expression {
     Expression::Connection { key, direction: Some(connection::ORIGINAL), to: register(word) }
 }
 
+/// The name of a link in a rule: whole, or the beginning of names, which has a `+` behind it, as with iptables.
+fn links(name: &str) -> Data {
+    name.strip_suffix('+').map_or_else(|| link(name), |beginning| Data::new(beginning.as_bytes()))
+}
+
 /// The name of a link as the kernel compares it: whole, filled up with zeros.
 pub(super) fn link(name: &str) -> Data {
     let mut bytes = [0; 16];
@@ -285,11 +290,11 @@ impl Writer {
             }
             Match::InputLink { name, negated } => {
                 self.meta(meta::INPUT_LINK);
-                self.equal(*negated, link(name));
+                self.equal(*negated, links(name));
             }
             Match::OutputLink { name, negated } => {
                 self.meta(meta::OUTPUT_LINK);
-                self.equal(*negated, link(name));
+                self.equal(*negated, links(name));
             }
             Match::EtherType { number, negated } => {
                 self.meta(meta::ETHER_TYPE);

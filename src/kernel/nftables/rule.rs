@@ -74,7 +74,7 @@ pub enum Match {
     ConnectionMark { mark: Mark, negated: bool },
     /// `iifname`.
     InputLink { name: CompactString, negated: bool },
-    /// `oifname`.
+    /// `oifname`; of both a `+` at the end stands for whatever follows.
     OutputLink { name: CompactString, negated: bool },
     /// `meta protocol`: the EtherType of a frame (IEEE 802.3), behind the tag of a VLAN that the kernel takes off a frame which it receives:
     /// one at most.

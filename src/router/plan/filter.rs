@@ -22,7 +22,7 @@ impl Plan {
             Backend::Iptables => {
                 let mut rules = BTreeMap::new();
                 for family in families {
-                    rules.extend(forward::rules(&self.own, family));
+                    rules.extend(forward::rules(&self.own, overlay, family));
                     rules.extend(
                         overlay.map(|overlay| overlay_guard::rules(&self.own, overlay, family)).unwrap_or_default(),
                     );
@@ -35,10 +35,10 @@ impl Plan {
             Backend::Nftables => {
                 let sets = families.iter().flat_map(|family| Set::ALL.map(|set| node_sets::table_set(set, *family)));
                 let mut table: BTreeMap<Object, Content> = sets.collect();
-                let passages = |family: &Family| forward::passages(&self.own, *family, self.answers_by);
+                let passages = |family: &Family| forward::passages(&self.own, overlay, *family, self.answers_by);
                 let passages = families.iter().flat_map(passages).collect();
                 if self.answers_by == AnswersBy::Mark && !families.is_empty() {
-                    table.extend(forward::marking_chains(&self.own, &families));
+                    table.extend(forward::marking_chains(&self.own, overlay, &families));
                 }
                 let guard = |overlay| overlay_guard::table_chains(&self.own, overlay, &families);
                 table.extend(overlay.map(guard).unwrap_or_default());

@@ -244,7 +244,10 @@ fn link(place: &str) -> String {
 
 #[test]
 fn answers_pass_a_forward_chain_that_drops_by_the_state_of_their_connection_or_by_a_mark_and_nothing_else_does() {
-    for by in [AnswersBy::State, AnswersBy::Mark] {
+    // A link is named whole, or by the beginning of its name, as tunnels are.
+    for (by, link_to_client) in
+        [AnswersBy::State, AnswersBy::Mark].map(|by| ["to-client", "to-cl+"].map(|name| (by, name))).concat()
+    {
         in_new(move || {
             own_run();
             let client = Place::new("client", "203.0.113.2", "2001:db8:113::2");
@@ -260,14 +263,15 @@ fn answers_pass_a_forward_chain_that_drops_by_the_state_of_their_connection_or_b
             let connects = |from, to| Family::BOTH.map(|family| places.reaches(family, (from, to), Protocol::Tcp, 80));
             assert_eq!(connects("client", "pod"), [false; 2], "{by:?}: the host drops answers");
             // The Node has an address on another link as well.
-            let all_links = PerFamily::from_fn(|_| [link("client").into(), "aside".into()].into());
+            let all_links = PerFamily::from_fn(|_| [link_to_client.into(), "aside".into()].into());
             let own = Identity { all_links, ..Identity::default() };
             let mut table = Mirror::new(OwnTable::open("sluice_router").expect("a socket"));
             if by == AnswersBy::Mark {
-                table.grow(&forward::marking_chains(&own, &Family::BOTH), Growth::Full, moment());
+                table.grow(&forward::marking_chains(&own, None, &Family::BOTH), Growth::Full, moment());
                 assert!(table.is_settled(), "{:?}", table.trouble());
             }
-            let wanted = Family::BOTH.into_iter().flat_map(|family| forward::passages(&own, family, by)).collect();
+            let wanted =
+                Family::BOTH.into_iter().flat_map(|family| forward::passages(&own, None, family, by)).collect();
             let mut rules = Mirror::new(Passages::open(HostChain::Forward, &forward::COMMENTS).expect("a socket"));
             for steps in [6, 6] {
                 rules.grow(&wanted, Growth::Full, moment());
@@ -285,6 +289,11 @@ fn answers_pass_a_forward_chain_that_drops_by_the_state_of_their_connection_or_b
             run("nft delete table inet marking");
             let behind = run("nft list table inet behind");
             assert!(by == AnswersBy::State || behind.contains("counter packets 0 "), "marks stay: {behind}");
+            // Saved and restored by somebody else they are still ours.
+            shell("saved=$(iptables-nft-save -t filter); echo \"$saved\" | iptables-nft-restore");
+            rules.forget();
+            rules.grow(&wanted, Growth::Full, moment());
+            assert_eq!(rules.steps_done(), 6, "{by:?} {link_to_client}: nothing is written again");
             let saved = ["iptables-nft-save", "ip6tables-nft-save"].map(|program| run(&format!("{program} -t filter")));
             let asks = if by == AnswersBy::State { "--ctstate RELATED,ESTABLISHED" } else { "--mark 0x20000/0x20000" };
             for text in saved {

@@ -1,6 +1,6 @@
 //! The expressions of such a rule, written as iptables would and read again.
 
-use compact_str::CompactString;
+use compact_str::{CompactString, format_compact};
 
 use super::Passing;
 use crate::kernel::netlink::{Answer, Attributes, Messages};
@@ -98,7 +98,12 @@ pub fn write(messages: &mut Messages, passing: &Passing, comment: &str, by: Mark
 fn write_link(messages: &mut Messages, key: u32, link: &str) {
     messages.nest(ITEM).text(NAME, "meta").nest(CONTENT).u32_be(META_KEY, key).u32_be(1, 1).end().end();
     messages.nest(ITEM).text(NAME, "cmp").nest(CONTENT).u32_be(1, 1).u32_be(2, 0);
-    messages.nest(3).text(data::VALUE, link).end().end().end();
+    messages.nest(3);
+    match link.strip_suffix('+') {
+        Some(beginning) => messages.attribute(data::VALUE, beginning.as_bytes()),
+        None => messages.text(data::VALUE, link),
+    };
+    messages.end().end().end();
 }
 
 fn write_marked(messages: &mut Messages, mark: Mark, by: MarkBy) {
@@ -266,7 +271,10 @@ impl Reading {
                 let value = content.get(3)?.attributes().get(data::VALUE)?.value;
                 self.way = Some(way);
                 // Without a closing zero it is the beginning of names.
-                self.link = Some(CompactString::from(text(value)?));
+                self.link = match text(value) {
+                    Some(name) => Some(name.into()),
+                    None => Some(format_compact!("{}+", std::str::from_utf8(value).ok()?)),
+                };
             }
             _ => return None,
         }
