@@ -240,13 +240,14 @@ class Load:
 
     `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
     `lasting` connections stay open and exchange a message every `pause` seconds, each in turn. With `resends` those of UDP
-    send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waits` are of TCP the new connections whose first packet, and the messages of
-    lasting ones, that were sent again, lost or late by a second: since when by the monotonic clock, for how many seconds, from which port, how often, and who answered. `late` are times in which the next
+    send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waits` are new connections, and messages of lasting ones, that took more than a second because TCP sent a
+    packet again, lost or late, or more than `PATIENCE` for whatever reason: since when by the monotonic clock, for how many seconds, from which port, how often, and who answered. `late` are times in which the next
     connection began, or a connection and its answer came about, later than it should by more than `LATE`.
     """
 
-    def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False):
-        self.order = (address, port, protocol, lasting, pause, resends)
+    def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False, patience=None):
+        patience = patience or (ENDURANCE if protocol == "tcp" else PATIENCE)
+        self.order = (address, port, protocol, lasting, pause, resends, patience)
         result, report = os.pipe()
         self.pid = os.fork()
         if self.pid:
@@ -274,38 +275,44 @@ class Load:
         return json.loads(text)
 
 
-def work(address, port, protocol, lasting, pause, resends):
+def work(address, port, protocol, lasting, pause, resends, patience):
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     answers, errors, breaks = (collections.Counter() for _ in range(3))
     messages = slowest = 0
     held, waits, late = [], [], []
-    patience = ENDURANCE if protocol == "tcp" else PATIENCE
+    again = resent if protocol == "tcp" else lambda sock: 0
+
+    def note_wait(sock, since, packets, who):
+        """What waited for a packet that was sent again, or for longer than any may."""
+        took = time.monotonic() - since
+        if packets and took > 1 or took > PATIENCE:
+            waits.append((since, took, sock.getsockname()[1], packets, who))
+
     for _ in range(lasting):
+        since = time.monotonic()
         try:
             held.append((connect_for_long(address, port, protocol, patience), None))
+            note_wait(held[-1][0], since, again(held[-1][0]), None)
         except OSError as error:
             breaks[word(error)] += 1
     while not stopping:
         at = time.monotonic()
         try:
             with connect(address, port, protocol, patience) as sock:
-                again = resent(sock) if protocol == "tcp" else 0
                 who, _ = exchange(sock)
                 answers[who] += 1
-                if again:
-                    waits.append((at, time.monotonic() - at, sock.getsockname()[1], again, who))
+                note_wait(sock, at, again(sock), who)
         except OSError as error:
             errors[word(error)] += 1
         slowest = max(slowest, time.monotonic() - at)
         if held:
             sock, before = held.pop(0)
-            asked, again = time.monotonic(), resent(sock) if protocol == "tcp" else 0
+            asked, sent = time.monotonic(), again(sock)
             try:
                 who = (exchange_again if resends and protocol == "udp" else exchange)(sock)[0]
                 messages += 1
-                if protocol == "tcp" and (again := resent(sock) - again) and (took := time.monotonic() - asked) > 1:
-                    waits.append((asked, took, sock.getsockname()[1], again, who))
+                note_wait(sock, asked, again(sock) - sent, who)
                 if before not in (None, who) and protocol != "udp":
                     breaks[f"moved from {before} to {who}"] += 1
                 held.append((sock, who))

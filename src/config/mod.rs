@@ -59,7 +59,7 @@ pub use router::{Advertise, DEFAULT_CNI_FILE, GracefulRestart, NodeRoutes, Overl
 pub use service_ranges::{Disallowed, ServiceRanges};
 pub use usage::usage;
 
-use crate::net::{AddressDetection, NodeAnnotations, PerFamily, server_url};
+use crate::net::{AddressDetection, NodeAnnotations, PerFamily, Protocol, server_url};
 
 /// Where container runtimes look for CNI plugins unless they are told of another directory.
 const PLUGIN_DIRECTORY: &str = "/opt/cni/bin";
@@ -174,6 +174,8 @@ impl Config {
         // Also where another process of this node is the router.
         proxy.overlay_ports = router.overlay.map_or_else(Vec::new, Overlay::open_ports);
         (proxy.bgp_ports, proxy.bfd_ports) = (router.bgp_ports(), router.bfd_ports());
+        let of_bfd = proxy.bfd_ports.iter().filter(|_| router.bfd_mesh.is_some()).map(|port| (Protocol::Udp, *port));
+        proxy.speakers = proxy.bgp_ports.iter().map(|port| (Protocol::Tcp, *port)).chain(of_bfd).collect();
         let cni_socket = cni_socket(flags, mistakes);
         if cni_socket.is_some() && flags.run_router {
             router.cni_plugin = cni_plugin(&router, environment, cni_socket.as_deref(), mistakes);

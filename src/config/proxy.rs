@@ -12,7 +12,7 @@ use super::mistakes::Mistakes;
 use super::netfilter::Backend;
 use super::service_ranges::ServiceRanges;
 use super::value::Strings;
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, PerFamily, Protocol};
 
 /// The service proxy's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -57,6 +57,9 @@ pub struct ProxyConfig {
     pub bgp_ports: Vec<u16>,
     /// UDP ports at which neighbours several hops away watch the path by BFD: 4784 (RFC 5883 5), and that of `--bfd-port`.
     pub bfd_ports: Vec<u16>,
+    /// Ports of speakers, from which no client of a Service comes: those of BGP, and of BFD where nodes several hops away watch each other (`--enable-bfd-mesh`). A client may
+    /// have the latter by chance.
+    pub speakers: Vec<(Protocol, u16)>,
 }
 
 /// The longest IPVS timeout in seconds: the kernel counts it in ticks, up to 1000 in a second, as an `int`.
@@ -104,6 +107,7 @@ impl ProxyConfig {
             overlay_ports: Vec::new(),
             bgp_ports: Vec::new(),
             bfd_ports: Vec::new(),
+            speakers: Vec::new(),
         }
     }
 }

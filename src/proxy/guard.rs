@@ -10,10 +10,15 @@
 //! guarded: their other ports are the host's business. Addresses of the cluster's ranges that no Service has are no
 //! service addresses, and another matter ([`unallocated`](super::unallocated)).
 //!
+//! Nobody comes from a port of BGP to a Service, nor from one of BFD where nodes watch each other by it: IPVS takes for an answer what an endpoint sends to the client of
+//! one of its connections, whoever began, and gives it the Service's address. With a node's speaker as client, whose packets, or packets that its node masquerades, may
+//! come by chance from such a port, an endpoint could speak with that one as this node.
+//!
 //! With nftables the same is in our own table, one chain for both families:
 //!
 //! ```text
 //! chain service_guard { type filter hook input priority filter - 5; policy accept;
+//!     tcp sport 179 ip daddr . meta l4proto . th dport @ports4 drop
 //!     ip daddr . meta l4proto . th dport @ports4 meta mark set meta mark | 0x20000 accept
 //!     ct state established,related accept
 //!     ip daddr @addresses4 ip daddr != @own4 jump service_ports }
@@ -27,14 +32,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::kernel::ipset::{SetKind, SetSpec};
-use crate::kernel::iptables::rule::{SetSides, Side, States};
+use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side, States};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Fields, Hook, Lookup, Object};
-use crate::net::Family;
 use crate::net::icmp::{self, Kind};
+use crate::net::{Family, Protocol};
 
 use super::host_input;
 use super::names::{CHAIN_GUARD, NFT_GUARD, NFT_PORTS, Set};
+
+/// The comment of the rules that drop what comes from ports of speakers.
+const FROM_SPEAKER: &str = "no client of a Service comes from the port of a speaker";
 
 /// Behind policies, which are at -10 and -9, so that what they drop is not answered here; before the host's own rules.
 pub const PRIORITY: i32 = -5;
@@ -51,13 +59,19 @@ pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
     SetSpec::for_elements(kind, family, elements, is_known_to_kube_router)
 }
 
-/// Returns the guard's chain and the jump to it, for one family.
-pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
+/// Returns the guard's chain and the jump to it, for one family. `speakers`: the ports of speakers, from which nobody comes.
+pub fn rules(family: Family, speakers: &[(Protocol, u16)]) -> BTreeMap<Piece, Rules> {
     let comment = |text: &str| Match::Comment(text.into());
     let destination = SetSides::Address(Side::Destination);
     let passing = icmp::always_pass(family).iter();
     let of_kind = |kind: &Kind| Rule::of_icmp(family, kind.number(family), comment(words(*kind)), Verdict::Accept);
-    let mut chain: Vec<Rule> = passing.map(of_kind).collect();
+    let from_speaker = |(protocol, port): &(Protocol, u16)| {
+        let from = Match::Port { protocol: *protocol, side: Side::Source, port: *port };
+        let to_service = Match::in_set(&Set::ServicePorts.name(family), SetSides::DestinationPort);
+        let protocol = Match::Protocol(IpProtocol::Transport(*protocol));
+        Rule::new([protocol, from, to_service, comment(FROM_SPEAKER)], Verdict::Drop)
+    };
+    let mut chain: Vec<Rule> = speakers.iter().map(from_speaker).chain(passing.map(of_kind)).collect();
     chain.push(Rule::new(
         [
             comment("allow input traffic to ipvs services"),
@@ -97,14 +111,20 @@ pub fn table_set(set: Set, family: Family) -> (Object, Content) {
     (Object::Set(set.in_table(family)), Content::Set(spec))
 }
 
-/// Returns the guard's two chains in our table of nf_tables, for these families.
-pub fn table_chains(families: &[Family]) -> BTreeMap<Object, Content> {
+/// Returns the guard's two chains in our table of nf_tables, for these families. `speakers`: as before.
+pub fn table_chains(families: &[Family], speakers: &[(Protocol, u16)]) -> BTreeMap<Object, Content> {
     use nftables::{Match, Rule, Verdict};
     let is_in = |set: Set, lookup, family, negated| Match::InSet { lookup, set: set.in_table(family), negated };
     let states = States::RELATED.or(States::ESTABLISHED);
     let known = |family: &Family| is_in(Set::ServicePorts, Lookup::DestinationService(*family), *family, false);
     let accepted = |family| Rule::with([known(family)], [host_input::accepted()], Some(Verdict::Accept));
-    let mut entered: Vec<Rule> = families.iter().map(accepted).collect();
+    let mut entered = Vec::new();
+    for (protocol, port) in speakers {
+        let from = Match::SourcePort { protocol: *protocol, port: *port };
+        let dropped = |family| Rule::new([from.clone(), known(family)], Verdict::Drop).commented(FROM_SPEAKER);
+        entered.extend(families.iter().map(dropped));
+    }
+    entered.extend(families.iter().map(accepted));
     entered.push(Rule::new([Match::State { states, negated: false }], Verdict::Accept));
     let mut ports = Vec::new();
     for family in families {
@@ -170,7 +190,7 @@ mod tests {
     #[test]
     fn one_table_guards_both_families_and_no_other() {
         use nftables::{Match, Verdict};
-        let chains = table_chains(&Family::BOTH);
+        let chains = table_chains(&Family::BOTH, &[]);
         let [guard, ports] = [NFT_GUARD, NFT_PORTS].map(|name| rules_of(&chains, name));
         assert_eq!(guard.len(), 5);
         for (rule, family) in guard.iter().zip(Family::BOTH) {
@@ -192,13 +212,38 @@ mod tests {
         assert_eq!(ports.last().and_then(|rule| rule.verdict()), Some(&Verdict::Reject));
         let too_big = Match::IcmpKind { family: Family::V6, number: 2 };
         assert!(ports.iter().any(|rule| rule.matches() == [too_big.clone()]), "IPv6 path MTU discovery passes");
-        let alone = table_chains(&[Family::V6]);
+        let alone = table_chains(&[Family::V6], &[(Protocol::Tcp, 179)]);
         assert!(!format!("{alone:?}").contains("V4"), "{alone:?}");
     }
 
     #[test]
+    fn what_comes_from_the_port_of_a_speaker_is_dropped_before_anything_is_accepted() {
+        use nftables::{Match, Verdict as Of};
+        let speakers = [(Protocol::Tcp, 179), (Protocol::Udp, 4784)];
+        let guard = rules_of(&table_chains(&Family::BOTH, &speakers), NFT_GUARD);
+        for (rule, (at, family)) in
+            guard.iter().zip([(0, Family::V4), (0, Family::V6), (1, Family::V4), (1, Family::V6)])
+        {
+            let (protocol, port) = speakers[at];
+            let set = Set::ServicePorts.in_table(family);
+            let known = Match::InSet { lookup: Lookup::DestinationService(family), set, negated: false };
+            assert_eq!(rule.matches(), [Match::SourcePort { protocol, port }, known]);
+            assert_eq!(rule.verdict(), Some(&Of::Drop));
+        }
+        assert_eq!(guard[4].verdict(), Some(&Of::Accept));
+        let chain = Piece::Chain { family: Family::V4, table: Table::Filter, chain: CHAIN_GUARD.into() };
+        let rules = &rules(Family::V4, &speakers)[&chain].0;
+        for (rule, of) in rules.iter().zip(["-p tcp -m tcp --sport 179", "-p udp -m udp --sport 4784"]) {
+            let wanted = format!(
+                "{of} -m set --match-set kube-router-svip-prt dst,dst -m comment --comment \"{FROM_SPEAKER}\" -j DROP"
+            );
+            assert_eq!(rule.to_string(), wanted);
+        }
+    }
+
+    #[test]
     fn ipv6_path_mtu_discovery_passes() {
-        let rules = rules(Family::V6);
+        let rules = rules(Family::V6, &[]);
         let chain = Piece::Chain { family: Family::V6, table: Table::Filter, chain: CHAIN_GUARD.into() };
         assert!(rules[&chain].0.iter().any(|rule| rule.to_string().contains("--icmpv6-type 2 ")));
     }

@@ -11,7 +11,7 @@
 //!
 //! The last ones are for replies of pods on other nodes to clients of node ports, which pass through this node. One stands there for each link
 //! that carries an address of the Node: clients come by that of the InternalIP, also where nodes route to each other by addresses on another one (`--node-ip-autodetect`); and
-//! one for the devices of tunnels by which packets are sent: pods of other nodes are clients too, and may be reached through these alone.
+//! one for the devices of tunnels: pods of other nodes are clients too, and may be reached through these alone.
 //! kube-router accepts everything that leaves by the node's link; only these replies need that. The chain names the
 //! current links: no rule is left behind for an earlier one.
 //!
@@ -69,13 +69,13 @@ pub const COMMENTS: [&str; 3] = [FROM_PODS, TO_PODS, ANSWERS];
 
 /// Returns the links, or the beginnings of their names, by which answers leave.
 fn answer_links(own: &Identity, overlay: Option<Overlay>, family: Family) -> BTreeSet<CompactString> {
-    let of_tunnels: &[&str] = match overlay.map(|overlay| overlay.encapsulation) {
-        None => &[],
-        Some(Encapsulation::Ipip | Encapsulation::Fou(_)) => &[ALL_TUNNELS],
-        Some(Encapsulation::Vxlan(_)) => &[VXLAN.v4, VXLAN.v6],
-        Some(Encapsulation::Wireguard(_)) => &[WIREGUARD, WIREGUARD_SECOND],
-    };
-    own.all_links.of(family).iter().cloned().chain(of_tunnels.iter().map(|name| (*name).into())).collect()
+    // Also those by which packets are received alone: the next step of a change may send by them, or the one before did.
+    let of_tunnels = overlay.into_iter().flat_map(Overlay::kinds).flat_map(|kind| match kind {
+        Encapsulation::Ipip | Encapsulation::Fou(_) => &[ALL_TUNNELS][..],
+        Encapsulation::Vxlan(_) => &[VXLAN.v4, VXLAN.v6],
+        Encapsulation::Wireguard(_) => &[WIREGUARD, WIREGUARD_SECOND],
+    });
+    own.all_links.of(family).iter().cloned().chain(of_tunnels.map(|name| (*name).into())).collect()
 }
 
 /// Returns the rules in the host's own chain, for one family: with nftables.
@@ -99,13 +99,14 @@ pub fn marking_chains(own: &Identity, overlay: Option<Overlay>, families: &[Fami
     use nftables::{Match, Rule};
     let cleared = || [Statement::SetMark(Mark { value: 0, ..ANSWERED })];
     let mut rules = Vec::new();
-    let links = |family: &Family| answer_links(own, overlay, *family).into_iter().map(|link| (*family, link));
-    for (family, name) in families.iter().flat_map(|family| links(family).collect::<Vec<_>>()) {
-        let leaves = [Match::Family(family), Match::OutputLink { name, negated: false }];
-        let answers = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
-        rules.push(Rule::with(leaves.clone(), cleared(), None));
-        let matches: Vec<Match> = leaves.into_iter().chain([answers]).collect();
-        rules.push(Rule::with(matches, [Statement::SetMark(ANSWERED)], None));
+    for family in families {
+        for name in answer_links(own, overlay, *family) {
+            let leaves = [Match::Family(*family), Match::OutputLink { name, negated: false }];
+            let answers = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
+            rules.push(Rule::with(leaves.clone(), cleared(), None));
+            let matches: Vec<Match> = leaves.into_iter().chain([answers]).collect();
+            rules.push(Rule::with(matches, [Statement::SetMark(ANSWERED)], None));
+        }
     }
     let marked = Match::Mark { mark: ANSWERED, negated: false };
     let chain = |name: &str, priority, rules| {

@@ -248,7 +248,7 @@ def _told_apart(waits, still):
 @contextlib.contextmanager
 def never(*targets, least=10):
     """New connections without end on [(namespace, address, port)]: not one is answered, of more than so many for each."""
-    running = [(t, traffic.Load(*t, lasting=0, pause=0.05)) for t in targets]
+    running = [(t, traffic.Load(*t, lasting=0, pause=0.05, patience=traffic.PATIENCE)) for t in targets]
     outcomes = []
     try:
         yield

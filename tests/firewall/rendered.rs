@@ -93,7 +93,7 @@ fn every_kind_of_rule_is_written_as_on_running_nodes() {
     let all_links = PerFamily { v4: ["eth0".into()].into(), v6: ["eth1".into()].into() };
     let own = Identity { all_links, ..Identity::default() };
     for family in Family::BOTH {
-        all.extend(guard::rules(family));
+        all.extend(guard::rules(family, &[]));
         all.extend(pod_egress::rules(family));
         all.extend(forward::rules(&own, None, family));
     }

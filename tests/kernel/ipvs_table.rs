@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sluice::kernel::ipset::{Entry, IpPortNet};
@@ -88,7 +89,7 @@ impl Scene {
         *node.address.of_mut(self.family) = Some(self.inner);
         let mut desired: BTreeMap<Object, Content> =
             Set::BASIC.into_iter().map(|set| guard::table_set(set, self.family)).collect();
-        desired.extend(guard::table_chains(&[self.family]));
+        desired.extend(guard::table_chains(&[self.family], &[(Protocol::Tcp, 179), (Protocol::Udp, 4784)]));
         desired.extend(masquerade::table_chains(&node, false, &[179]));
         let own = [self.outer, self.inner].map(|address| Set::LocalAddresses.object(&Entry::Ip(address)));
         let served = [(self.service, 80), (self.outer, NODE_PORT)];
@@ -193,6 +194,58 @@ fn a_client_of_a_service_that_leads_to_a_speaker_of_bgp_keeps_its_own_address() 
         run(&format!("ip -n {other} route add {} via {inner} src {pod}", scene.service));
         let seen = scene.asks_from(&there, &speaker, scene.service, 80);
         assert!(seen.is_err(), "a speaker that is asked in its own name sees {seen:?}\n{}", run("nft list ruleset"));
+    });
+}
+
+/// IPVS takes for an answer what an endpoint sends to the client of one of its connections, whoever began, and gives it the node's address: with another node's
+/// speaker as client the endpoint would speak with it as this node.
+#[test]
+fn nobody_reaches_a_service_from_the_port_of_a_speaker_so_no_endpoint_sends_there_as_the_node() {
+    with_each_family(|scene| {
+        let (_, [outer, client, inner, _, pod, _]) = if scene.family == Family::V4 { V4 } else { V6 };
+        let name = |text: &str| format!("{text}{}", if scene.family == Family::V6 { 6 } else { 4 });
+        run(&format!("ip -n {} route add {client} via {inner}", name("other")));
+        let parse = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let there = File::open(format!("/run/netns/{}", name("other"))).expect("the other node");
+        let bound = |place: &File, at: SocketAddr| {
+            let socket = inside(place, || UdpSocket::bind(at).expect("the port is free"));
+            socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket");
+            socket
+        };
+        let (speaker, endpoint) = (SocketAddr::new(parse(client), 4784), SocketAddr::new(parse(pod), 8080));
+        let service = SocketAddr::new(scene.outer, NODE_PORT);
+        run(&format!("ipvsadm -A -u {service} -s rr"));
+        run(&format!("ipvsadm -a -u {service} -r {endpoint} -m"));
+        let (speaker, pod) = (bound(&scene.client, speaker), bound(&there, endpoint));
+        // Whom the speaker hears when the endpoint sends to it, after a datagram has gone from the speaker's port to the Service.
+        let heard = |asks_first: bool| {
+            if asks_first {
+                speaker.send_to(b"asks", service).expect("it is sent");
+                let _ = pod.recv_from(&mut [0; 8]);
+            }
+            pod.send_to(b"speaks", speaker.local_addr().expect("it is bound")).expect("it is sent");
+            speaker.recv_from(&mut [0; 8]).map(|(_, seen)| seen).ok()
+        };
+        let asks = |port: u16| {
+            let code = format!(
+                "import socket; socket.create_connection((\"{outer}\", {NODE_PORT}), 3, (\"{client}\", {port}))"
+            );
+            let mut python = Command::new("ip");
+            python.args(["netns", "exec", &name("client"), "python3", "-c", &code]);
+            python.output().expect("start ip").status.success()
+        };
+        assert_eq!(heard(false), Some(endpoint));
+        let mut desired = scene.desired();
+        let known = Set::ServicePorts.object(&Entry::IpPort(scene.outer, Protocol::Udp, NODE_PORT));
+        desired.insert(known, Content::Element);
+        let mut table = Mirror::new(OwnTable::open(TABLE).expect("the kernel can be reached"));
+        table.grow(&desired, Growth::Full, at());
+        assert!(table.is_settled(), "{:?}", table.trouble());
+        assert_eq!(heard(true), Some(endpoint), "{}", run("ipvsadm -Lcn"));
+        assert!(!asks(179) && asks(1790), "{}", run("nft list ruleset"));
+        run("nft delete table inet sluice_proxy");
+        assert!(asks(179), "without the guard");
+        assert_eq!(heard(true), Some(service), "without the guard it has the node's address");
     });
 }
 

@@ -224,6 +224,8 @@ impl Packet<'_> {
         match words.as_slice() {
             // Nothing is known of the connection yet.
             ["-m", "set", "--match-set", _, "dst", "-m", "conntrack", "--ctdir", "REPLY"] => false,
+            // Clients here come from ports that no speaker has.
+            ["-p", _, "-m", _, "--sport", ..] => false,
             ["-m", "set", "--match-set", set, "dst"] => self.is_in(set, Entry::Ip(self.address)),
             ["-m", "set", "!", "--match-set", set, "dst"] => !self.is_in(set, Entry::Ip(self.address)),
             ["-m", "set", "--match-set", set, "dst,dst"] => {

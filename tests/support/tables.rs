@@ -156,6 +156,8 @@ impl Table<'_> {
                 Traffic::Port { protocol, port } => protocol == *wanted && (range.first..=range.last).contains(&port),
                 Traffic::Icmp { .. } | Traffic::Tunnel => false,
             },
+            // Packets here come from ports that no speaker has.
+            Match::SourcePort { .. } => false,
             Match::VxlanNumber(_) => panic!("packets here say nothing of what is inside UDP"),
             Match::Opening => panic!("packets here say nothing of the flags of TCP"),
             Match::State { states, negated } => {

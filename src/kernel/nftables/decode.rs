@@ -268,6 +268,9 @@ impl<'a> Reader<'a> {
                 self.condition(Match::VxlanNumber(u32::from_be_bytes([0, a, b, c])), rest)
             }
             (0, [Expression::Compare { from: FIRST, value, .. }, rest @ ..]) => {
+                if let Some(protocol) = Protocol::from_number(number) {
+                    return self.condition(Match::SourcePort { protocol, port: value.as_port()? }, rest);
+                }
                 let family = self.family.filter(|family| icmp(*family) == number)?;
                 self.condition(Match::IcmpKind { family, number: value.as_byte()? }, rest)
             }

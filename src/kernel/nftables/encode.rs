@@ -263,6 +263,7 @@ impl Writer {
                 self.need_family(*family);
                 self.transport_field(icmp(*family), 0, &[*number]);
             }
+            Match::SourcePort { protocol, port } => self.transport_field(protocol.number(), 0, &port.to_be_bytes()),
             Match::DestinationPort { protocol, range } => self.port(*protocol, *range),
             Match::VxlanNumber(number) => {
                 let [_, octets @ ..] = number.to_be_bytes();

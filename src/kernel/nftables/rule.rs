@@ -58,6 +58,8 @@ pub enum Match {
     Encapsulated(Family),
     /// The type of an ICMP or ICMPv6 message.
     IcmpKind { family: Family, number: u8 },
+    /// `tcp sport`: the source port.
+    SourcePort { protocol: Protocol, port: u16 },
     /// `tcp dport`: the destination port is in this range.
     DestinationPort { protocol: Protocol, range: PortRange },
     /// `@th,96,24`: the number of the network (VNI) in the header of VXLAN (RFC 7348 5), 24 bits, in a packet of UDP. The port says that there is such a header.

@@ -94,6 +94,7 @@ fn one_match() -> impl Strategy<Value = Match> {
         protocol().prop_map(Match::Protocol),
         family().prop_map(Match::Encapsulated),
         (family(), any::<u8>()).prop_map(|(family, number)| Match::IcmpKind { family, number }),
+        (protocol(), any::<u16>()).prop_map(|(protocol, port)| Match::SourcePort { protocol, port }),
         (protocol(), ports()).prop_map(|(protocol, range)| Match::DestinationPort { protocol, range }),
         (states(), any::<bool>()).prop_map(|(states, negated)| Match::State { states, negated }),
         (mark(), any::<bool>()).prop_map(|(mark, negated)| Match::Mark { mark, negated }),
@@ -121,7 +122,9 @@ fn needs(one: &Match) -> (Option<Family>, Option<u8>) {
         Match::Family(family) => (Some(*family), None),
         Match::Address { range, .. } => (Some(Family::from(*range)), None),
         Match::InSet { lookup, .. } => of_lookup(lookup),
-        Match::Protocol(protocol) | Match::DestinationPort { protocol, .. } => (None, Some(protocol.number())),
+        Match::Protocol(protocol) | Match::SourcePort { protocol, .. } | Match::DestinationPort { protocol, .. } => {
+            (None, Some(protocol.number()))
+        }
         Match::Opening => (None, Some(Protocol::Tcp.number())),
         Match::VxlanNumber(_) => (None, Some(Protocol::Udp.number())),
         Match::Encapsulated(family) => (None, Some(super::encode::encapsulation(*family))),

@@ -188,7 +188,7 @@ impl Plan {
         let mut rules = BTreeMap::new();
         for family in self.node.enabled_families() {
             if self.config.guard {
-                rules.extend(guard::rules(family));
+                rules.extend(guard::rules(family, &self.config.speakers));
             }
             rules.extend(unallocated::rules(self.unallocated.refused.of(family), family));
             if *self.shape.ranged.of(family) {
@@ -210,7 +210,7 @@ impl Plan {
         let sets = families.iter().flat_map(|family| Set::BASIC.map(|set| guard::table_set(set, *family)));
         let mut new: BTreeMap<Object, Content> = sets.collect();
         if self.config.guard {
-            new.extend(guard::table_chains(&families));
+            new.extend(guard::table_chains(&families, &self.config.speakers));
             new.extend(host_input::table_chains());
         }
         new.extend(unallocated::table_chains(&self.unallocated.refused));

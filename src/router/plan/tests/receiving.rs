@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{learned, planned, prefix};
 use crate::config::Encapsulation;
+use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::sysctl::Setting;
@@ -49,7 +50,9 @@ fn receives(plan: &Plan) -> BTreeMap<String, String> {
     let vxlan = desired.overlay_devices.iter().map(|(name, device)| (name.to_string(), format!("{device:?}")));
     let wireguard = desired.wireguard_devices.iter().map(|(name, device)| (name.to_string(), format!("{device:?}")));
     let peers = desired.wireguard_peers.iter().map(|(key, peer)| (key.to_string(), format!("{peer:?}")));
-    let rules = desired.rules.iter().map(|(piece, rules)| (piece.to_string(), format!("{rules:?}")));
+    let each =
+        |(piece, rules): (&Piece, &Rules)| rules.0.iter().map(|rule| format!("{piece}: {rule}")).collect::<Vec<_>>();
+    let rules = desired.rules.iter().flat_map(each).map(|rule| (rule, String::new()));
     ports.chain(tunnels).chain(vxlan).chain(wireguard).chain(peers).chain(rules).collect()
 }
 
