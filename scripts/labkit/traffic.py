@@ -32,7 +32,7 @@ OWN_PORTS = range(10000, 30000)
 NEW_PORTS = itertools.cycle(range(61000, 65536))
 LATE = 0.25  # seconds
 PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only what is really lost counts
-# Of a load by TCP, which says itself how long it waited, and for packets that were sent again: longer than an emulated processor beside others keeps
+# Of a load by TCP where what it says of its waits is judged: longer than an emulated processor beside others keeps
 # a packet waiting (13 s were seen), so that a connection that ends without an answer is one that was lost.
 ENDURANCE = 30.0
 
@@ -245,8 +245,7 @@ class Load:
     connection began, or a connection and its answer came about, later than it should by more than `LATE`.
     """
 
-    def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False, patience=None):
-        patience = patience or (ENDURANCE if protocol == "tcp" else PATIENCE)
+    def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False, patience=PATIENCE):
         self.order = (address, port, protocol, lasting, pause, resends, patience)
         result, report = os.pipe()
         self.pid = os.fork()

@@ -213,10 +213,10 @@ def load(*targets, pause=0.03, resends=False):
     to be sent again, and none of these for long. An emulated processor beside others stands still for a second at times, and packets are late then: so are those of connections inside of one namespace, which pass nothing of ours
     and tell these times."""
     port = next(CLOCKS)
-    running = [(t, traffic.Load(*t, pause=pause, resends=resends)) for t in targets]
+    running = [(t, traffic.Load(*t, pause=pause, resends=resends, patience=_patience(*t))) for t in targets]
     outcomes, until = [], time.monotonic() + LEAST_LOAD
     with server("ext", [("tcp", port)]):
-        clock = traffic.Load("ext", "127.0.0.1", port, lasting=0, pause=0.2)
+        clock = traffic.Load("ext", "127.0.0.1", port, lasting=0, pause=0.2, patience=traffic.ENDURANCE)
         try:
             yield outcomes
             time.sleep(max(0, until - time.monotonic()))
@@ -236,6 +236,11 @@ def load(*targets, pause=0.03, resends=False):
     that(all(len(lost) <= STANDSTILLS and all(wait[1] <= traffic.PATIENCE for wait in lost) for *_, lost in told), "packets were lost:", outcomes, "beside a clock that stood still", still)
 
 
+def _patience(_namespace, _address, _port, protocol="tcp"):
+    """How long a stream waits: as long as it may take where its waits are judged, and TCP sends again what is lost."""
+    return traffic.ENDURANCE if protocol == "tcp" else traffic.PATIENCE
+
+
 def _told_apart(waits, still):
     """Those of these connections that began or ended while connections past everything of ours were late, for half the time where it is one that may not be long, and the others."""
     def is_late(wait):
@@ -248,7 +253,7 @@ def _told_apart(waits, still):
 @contextlib.contextmanager
 def never(*targets, least=10):
     """New connections without end on [(namespace, address, port)]: not one is answered, of more than so many for each."""
-    running = [(t, traffic.Load(*t, lasting=0, pause=0.05, patience=traffic.PATIENCE)) for t in targets]
+    running = [(t, traffic.Load(*t, lasting=0, pause=0.05)) for t in targets]
     outcomes = []
     try:
         yield
