@@ -327,6 +327,8 @@ impl Packet<'_> {
             Match::State { states, negated: false } if *states == States::NEW => true,
             // Nothing is known of the connection yet, and it is not of ICMP.
             Match::State { negated: false, .. } | Match::IcmpKind { .. } | Match::Answer => false,
+            // Clients here come from ports that no speaker has.
+            Match::SourcePort { .. } => false,
             Match::Protocol(protocol) => *protocol == self.protocol,
             Match::Opening => self.protocol == Protocol::Tcp,
             Match::Address { of: Side::Source, range, negated } => range.contains(&self.client) != *negated,
