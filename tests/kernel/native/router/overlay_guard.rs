@@ -342,7 +342,7 @@ fn nobody_but_nodes_sends_into_tunnels_of_vxlan_also_while_no_agent_runs() {
             scene.cluster.kill(1);
             drop(scene.cluster.flags.get_mut(&1).and_then(Vec::pop));
             scene.cluster.start(1);
-            let devices = || left(&scene).iter().filter(|line| line.contains("sluice-vxlan")).count();
+            let devices = || left(&scene).iter().filter(|line| line.contains(": sluice-vxlan")).count();
             until(|| devices() == 2, "the devices are back");
             scene.cluster.terminate(1);
             let said = scene.cluster.clean_up(1);
