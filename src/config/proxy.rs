@@ -58,7 +58,7 @@ pub struct ProxyConfig {
     /// UDP ports at which neighbours several hops away watch the path by BFD: 4784 (RFC 5883 5), and that of `--bfd-port`.
     pub bfd_ports: Vec<u16>,
     /// Ports of speakers, from which no client of a Service comes: those of BGP, and of BFD where nodes several hops away watch each other (`--enable-bfd-mesh`). A client may
-    /// have the latter by chance.
+    /// have one of them above 1023 by chance.
     pub speakers: Vec<(Protocol, u16)>,
 }
 
