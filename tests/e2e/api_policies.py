@@ -14,6 +14,9 @@ POLICIES = f"/apis/networking.k8s.io/v1/namespaces/{objects.NAMESPACE}/networkpo
 OF_PODS = f"/api/v1/namespaces/{objects.NAMESPACE}/pods"
 
 
+# Minutes. Each day Services outlast an outage with restarts in it (`api`), and policies do beside this machine's own kernel (`native::first_packet`) and in histories made by
+# chance (`tests/firewall/walk.rs`).
+@expect.whole
 def policies_hold_through_an_outage_of_the_api_server_with_restarts_in_it_and_changes_follow_afterwards(bed):
     with _pods_are_known(bed):
         only = {"from": [{"podSelector": {"matchLabels": {"app": "n1p1"}}}], "ports": [{"protocol": "TCP", "port": objects.TARGET}]}

@@ -110,9 +110,9 @@ PROGRAMS = ["ip6tables*", "iptables*", "xtables*", "arptables*", "ebtables*", "i
 # Tests that need these programs: they change the packet filter, or plant what others have in such tables and sets.
 NEED_PROGRAMS = ["foreign", "backends", "a_change_of_the_packet_filter", "what_is_not_ours_stays"]
 # All others of these beds run with --whole and --long, and each day so many of each module, of which those are left out that wait for looks, for a change of tunnels node by node, or load for long (what is killed and starts again without these programs),
-# and two that take a minute and more and run each day where these programs are.
+# and those that take most of a minute and run each day where these programs are.
 EACH_DAY = {"manifests": 1, "forwarding": 1, "routing-flat": 1, "routing": 1}
-SLOW = ["kill_minus_nine_and_restart", "a_deleted_virtual_service", "a_deleted_destination", "another_weight_of_a_destination", "a_cleared_table_of_virtual_services", "routing_changes", "our_tables_go_last_and_alone", "packets_to_pods_of_other_nodes_go_as_it_says"]
+SLOW = ["kill_minus_nine_and_restart", "a_deleted_virtual_service", "a_deleted_destination", "another_weight_of_a_destination", "a_cleared_table_of_virtual_services", "routing_changes", "our_tables_go_last_and_alone", "an_orderly_restart_and_another_binary", "addresses_of_a_service_cidr_that_comes_later", "packets_to_pods_of_other_nodes_go_as_it_says"]
 
 
 def loaded():
