@@ -23,21 +23,23 @@ use super::local_node::LocalNode;
 pub fn is_it(node: &LocalNode, config: &ProxyConfig, protocol: Protocol, address: IpAddr, port: u16) -> bool {
     let family = Family::from(address);
     let is_this_node = || [node.address, node.routing_address].iter().any(|own| *own.of(family) == Some(address));
+    // A connection is not masqueraded, so no other node's speaker takes it for this node's; of BFD one packet is enough, wherever it goes.
+    ports(config, protocol).contains(&port) && (protocol == Protocol::Udp || is_this_node())
+}
+
+/// The ports at which neighbours are known by their addresses, from however far away.
+fn ports(config: &ProxyConfig, protocol: Protocol) -> &[u16] {
     match protocol {
-        Protocol::Tcp => config.bgp_ports.contains(&port) && is_this_node(),
-        Protocol::Udp => config.bfd_ports.contains(&port),
-        Protocol::Sctp => false,
+        Protocol::Tcp => &config.bgp_ports,
+        Protocol::Udp => &config.bfd_ports,
+        Protocol::Sctp => &[],
     }
 }
 
 /// Returns whether an address and port that a Service would be served at are those of this node's own speakers.
 pub fn is_own(node: &LocalNode, config: &ProxyConfig, protocol: Protocol, address: IpAddr, port: u16) -> bool {
-    let is_port = match protocol {
-        Protocol::Tcp => config.bgp_ports.contains(&port),
-        Protocol::Udp => port == Bfd::PORT || config.bfd_ports.contains(&port),
-        Protocol::Sctp => false,
-    };
-    is_port && node.is_own(address)
+    let is_of_links = (protocol, port) == (Protocol::Udp, Bfd::PORT);
+    (is_of_links || ports(config, protocol).contains(&port)) && node.is_own(address)
 }
 
 /// Returns the endpoints for one port of a Service: without the slices that have one of these.
@@ -50,7 +52,7 @@ pub fn without<'a>(
     let leads_there = |slice: &Arc<EndpointSlice>| {
         numbers(slice, port).any(|number| {
             // Looked at for each port of each Service: almost none has such a number.
-            let is_asked = config.bgp_ports.contains(&number.port) || config.bfd_ports.contains(&number.port);
+            let is_asked = ports(config, number.protocol).contains(&number.port);
             let is_one = |address| is_it(node, config, number.protocol, address, number.port);
             is_asked && slice.endpoints.listed().any(|endpoint| is_one(endpoint.address))
         })
