@@ -21,6 +21,9 @@ TAINT = "example.com/leaving"
 FLAGS = ["--advertise-cluster-ip", f"--cluster-asn={NODES}", f"--drain-delay={DELAY}s", f"--drain-taints={TAINT}", "--enable-bfd-mesh",
          f"--bfd-desired-min-tx-interval={INTERVAL}", f"--bfd-required-min-rx-interval={INTERVAL}"]
 SWITCHED = 15  # seconds: ten times those of BFD, as nodes live in an emulator; without BFD it would be 90
+ATTEMPTS = 3
+# So many packets a second, however many flows: four times as many keep an emulated processor so busy that those of BFD and of ARP wait for seconds.
+RATE = 160
 FLOWS = 8  # of each family: some of them go by way of the node that leaves
 PODS = ["n1p1", "n2p1"]
 NODE_PORT = 30097
@@ -73,8 +76,15 @@ def _comes_to(bed, service, nodes, seconds=60):
         expect.soon(lambda: _ways(service, family) == wanted, seconds, "the router outside sends to", _ways(service, family), "and not to", wanted)
 
 
-def _flows(service, number=FLOWS):
-    return packets.Stream("ext", [(service.address(family), 53) for family in FAMILIES] * number, pause=0.1)
+@contextlib.contextmanager
+def _flowing(service, number=FLOWS):
+    """Packets from outside, of so many flows of each family; behind it, what became of them."""
+    stream = packets.Stream("ext", [(service.address(family), 53) for family in FAMILIES] * number, pause=len(FAMILIES) * number / RATE)
+    outcome = {}
+    try:
+        yield outcome
+    finally:
+        outcome.update(stream.stop())
 
 
 @contextlib.contextmanager
@@ -111,51 +121,83 @@ def _without_mesh(bed):
 
 
 def a_link_that_is_cut_is_noticed_by_bfd_and_packets_from_outside_take_other_nodes(bed):
-    ranges = bed.plan.pod_ranges(3)
     with _outside(bed) as service:
-        with expect.stream({"n1p1": ["n2p1"]}):
-            flows = _flows(service)
-            time.sleep(2)
-            net.ip("fabric", "link set n3-near down")
-            cut = time.monotonic()
+        for left in reversed(range(ATTEMPTS)):
+            before = _ended_beside_node_3(bed)
             try:
-                own.wait(lambda: not any(ranges[f] in learned(1, family) for f, family in enumerate(FAMILIES)), SWITCHED, 0.02)
-                noticed = time.monotonic() - cut
-                _comes_to(bed, service, [1, 2], SWITCHED)
-                switched = time.monotonic() - cut
-                time.sleep(1)
-                outcome = flows.stop()
-                print(f"the link was cut: node 1 has no route to the pods behind it after {noticed:.1f} s, the router outside none to the node after"
-                      f" {switched:.1f} s; {outcome['lost']} of {outcome['sent']} packets from outside were lost, within {_silence(outcome):.1f} s", flush=True)
-                expect.that(noticed < SWITCHED, f"node 1 has a route to the pods behind the cut after {noticed:.1f} s")
-                expect.that(_silence(outcome) < SWITCHED, "packets were lost for long:", outcome)
-                _all_are_answered(service)
-                # The router outside is the first one to have a session again, and the endpoints are on the other nodes.
-                flows = _flows(service, MANY_FLOWS)
-                net.node(3, "nft", "-f", "-", text_in=_without_mesh(bed))
-            finally:
-                net.ip("fabric", "link set n3-near up")
-            pods = {family: ranges[f] for f, family in enumerate(FAMILIES)}
-            expect.soon(lambda: all(at_router(family, pods[family]) for family in FAMILIES), 60, "the router outside has no session with node 3 again")
-            held = _ways(service, "4")
-            net.node(3, "nft", "delete table inet no_mesh")
-            expect.that(bed.plan.addresses(3)[0] not in held, "the router outside sends to node 3 before that has the routes of other nodes:", held)
-            for f, family in enumerate(FAMILIES):
-                expect.soon(lambda: ranges[f] in learned(1, family), 60, "the link is there again, and the route is not:", learned(1, family))
-            _comes_to(bed, service, bed.agents)
-            time.sleep(1)
-            outcome = flows.stop()
-            print(f"the link came back: {outcome['lost']} of {outcome['sent']} packets from outside were lost", flush=True)
-            expect.that(outcome["lost"] == 0 and not outcome["errors"] and outcome["sent"] > 100, "packets from outside when the link came back:", outcome)
+                with expect.stream({"n1p1": ["n2p1"]}):
+                    try:
+                        _link_is_cut(bed, service)
+                        _link_comes_back(bed, service)
+                    finally:
+                        net.ip("fabric", "link set n3-near up")
+                break
+            except AssertionError as failure:
+                ended = _ended_beside_node_3(bed) - before
+                if not ended or not left:
+                    raise
+                # Nobody cut their links: the emulator stood still for longer than BFD waits, and what was lost then says nothing.
+                print(f"the link is cut once more, as {ended} sessions of other nodes ended too: {failure}", flush=True)
+                _comes_to(bed, service, bed.agents)
         for family in FAMILIES:
             who, _ = traffic.ask("n1p1", expect.pod("n3p1", family), objects.TARGET)
             expect.that(who == "n3p1", "answered by", who)
 
 
-def _sessions_ended(bed, i):
-    """How many sessions of BGP the agent of node i has lost since its start. Its exit status is for scripts."""
+def _link_is_cut(bed, service):
+    """Cuts the link of node 3, which stays so: the others notice it, and packets from outside take their way by them."""
+    ranges = bed.plan.pod_ranges(3)
+    with _flowing(service) as outcome:
+        time.sleep(2)
+        net.ip("fabric", "link set n3-near down")
+        cut = time.monotonic()
+        own.wait(lambda: not any(ranges[f] in learned(1, family) for f, family in enumerate(FAMILIES)), SWITCHED, 0.02)
+        noticed = time.monotonic() - cut
+        _comes_to(bed, service, [1, 2], SWITCHED)
+        switched = time.monotonic() - cut
+        time.sleep(1)
+    print(f"the link was cut: node 1 has no route to the pods behind it after {noticed:.1f} s, the router outside none to the node after"
+          f" {switched:.1f} s; {outcome['lost']} of {outcome['sent']} packets from outside were lost, within {_silence(outcome):.1f} s", flush=True)
+    expect.that(noticed < SWITCHED, f"node 1 has a route to the pods behind the cut after {noticed:.1f} s")
+    expect.that(_silence(outcome) < SWITCHED, "packets were lost for long:", outcome)
+    _all_are_answered(service)
+
+
+def _link_comes_back(bed, service):
+    """The router outside is the first one to have a session with node 3 again, and the endpoints are on the other nodes: no packet from outside is lost."""
+    ranges = bed.plan.pod_ranges(3)
+    with _flowing(service, MANY_FLOWS) as outcome:
+        net.node(3, "nft", "-f", "-", text_in=_without_mesh(bed))
+        try:
+            net.ip("fabric", "link set n3-near up")
+            expect.soon(lambda: all(at_router(family, ranges[f]) for f, family in enumerate(FAMILIES)), 60, "the router outside has no session with node 3 again")
+            held = _ways(service, "4")
+        finally:
+            net.node(3, "nft", "delete table inet no_mesh")
+        expect.that(bed.plan.addresses(3)[0] not in held, "the router outside sends to node 3 before that has the routes of other nodes:", held)
+        for f, family in enumerate(FAMILIES):
+            expect.soon(lambda: ranges[f] in learned(1, family), 60, "the link is there again, and the route is not:", learned(1, family))
+        _comes_to(bed, service, bed.agents)
+        time.sleep(1)
+    print(f"the link came back: {outcome['lost']} of {outcome['sent']} packets from outside were lost", flush=True)
+    expect.that(outcome["lost"] == 0 and not outcome["errors"] and outcome["sent"] > 100, "packets from outside when the link came back:", outcome)
+
+
+def _ended_beside_node_3(bed):
+    """How many sessions of BGP between the other nodes and the router outside have ended since their agents' start."""
+    theirs = bed.plan.addresses(3)
+    return sum(neighbour["sessionsEnded"] for i in (1, 2) for neighbour in _neighbours(bed, i) if neighbour["address"] not in theirs)
+
+
+def _neighbours(bed, i):
+    """The neighbours of BGP of node i, as its agent tells of them. Its exit status is for scripts."""
     said = net.node(i, "sh", "-c", f"{bed.binary} bgp peers -o json --socket={net.RUN}/n{i}/sluice.sock || true")
-    return [neighbour["sessionsEnded"] for neighbour in json.loads(said)["neighbours"]]
+    return json.loads(said)["neighbours"]
+
+
+def _sessions_ended(bed, i):
+    """How many sessions of BGP the agent of node i has lost since its start."""
+    return [neighbour["sessionsEnded"] for neighbour in _neighbours(bed, i)]
 
 
 @expect.whole
@@ -180,26 +222,26 @@ def _drained_without_loss(bed, leave):
     pods = {family: bed.plan.pod_ranges(3)[f] for f, family in enumerate(FAMILIES)}
     with _outside(bed) as service, expect.held("ext", bed.plan.addresses(3)[0], NODE_PORT) as held, _new_connections(service):
         before = {family: by_node_3(service, family) for family in FAMILIES}
-        flows, ended = _flows(service, MANY_FLOWS), _sessions_ended(bed, 3)
-        for family in FAMILIES:
-            expect.soon(lambda: by_node_3(service, family) > before[family], 20, f"no flow of IPv{family} goes by node 3")
-        bed.source.nodes(bed.plan, annotations=_notes(bed), changes={3: leave})
-        began = time.monotonic()
-        expect.soon(lambda: _is_leaving(service), DELAY, "the router outside is not told of GRACEFUL_SHUTDOWN first")
-        expect.that(all(len(_told(service, family)) == len(bed.agents) for family in FAMILIES), "withdrawn at once")
-        _comes_to(bed, service, [1, 2], 30)
-        expect.soon(lambda: all(len(_told(service, family)) == 2 for family in FAMILIES), 30, "it is never withdrawn")
-        print(f"the addresses were withdrawn {time.monotonic() - began:.1f} s after the Node changed", flush=True)
-        for f, family in enumerate(FAMILIES):
-            expect.that(at_router(family, pods[family]) == [bed.plan.addresses(3)[f]], "the route to pods of the node is gone")
-        expect.go_on(held)
-        time.sleep(1)
-        bed.source.nodes(bed.plan, annotations=_notes(bed))
-        _comes_to(bed, service, bed.agents, 30)
-        expect.that(not _is_leaving(service), "the community stays")
-        time.sleep(1)
-        expect.go_on(held)
-        outcome = flows.stop()
+        ended = _sessions_ended(bed, 3)
+        with _flowing(service, MANY_FLOWS) as outcome:
+            for family in FAMILIES:
+                expect.soon(lambda: by_node_3(service, family) > before[family], 20, f"no flow of IPv{family} goes by node 3")
+            bed.source.nodes(bed.plan, annotations=_notes(bed), changes={3: leave})
+            began = time.monotonic()
+            expect.soon(lambda: _is_leaving(service), DELAY, "the router outside is not told of GRACEFUL_SHUTDOWN first")
+            expect.that(all(len(_told(service, family)) == len(bed.agents) for family in FAMILIES), "withdrawn at once")
+            _comes_to(bed, service, [1, 2], 30)
+            expect.soon(lambda: all(len(_told(service, family)) == 2 for family in FAMILIES), 30, "it is never withdrawn")
+            print(f"the addresses were withdrawn {time.monotonic() - began:.1f} s after the Node changed", flush=True)
+            for f, family in enumerate(FAMILIES):
+                expect.that(at_router(family, pods[family]) == [bed.plan.addresses(3)[f]], "the route to pods of the node is gone")
+            expect.go_on(held)
+            time.sleep(1)
+            bed.source.nodes(bed.plan, annotations=_notes(bed))
+            _comes_to(bed, service, bed.agents, 30)
+            expect.that(not _is_leaving(service), "the community stays")
+            time.sleep(1)
+            expect.go_on(held)
         print(f"{outcome['sent']} packets from outside, {outcome['lost']} lost", flush=True)
         expect.that(_sessions_ended(bed, 3) == ended, "sessions have ended:", _sessions_ended(bed, 3), "and before", ended)
         expect.that(outcome["lost"] == 0 and not outcome["errors"] and outcome["sent"] > 100, "packets from outside:", outcome)
