@@ -39,10 +39,13 @@ def largest(namespace, address, port):
                 sock.send(message)
                 if sock.recv(1 << 16) == message:
                     return size
+            except TimeoutError:
+                # The first packet waits for whoever resolves addresses, and any one for a busy processor. It is sent again.
+                continue
             except OSError as error:
                 if error.errno != errno.EMSGSIZE and sock.getsockopt(level, mtu) == size:
                     raise OSError(f"a packet of {size} bytes from {namespace} to {address}: {word(error)}") from None
-        raise OSError(f"from {namespace} to {address}: no size is found that passes")
+        raise OSError(f"from {namespace} to {address}: no size is found that passes, the last one was {size} bytes")
 
 
 def bulk(namespace, address, port, size=100_000):
@@ -55,7 +58,7 @@ def bulk(namespace, address, port, size=100_000):
 
 
 class Stream:
-    """A process in a namespace that sends every target a numbered packet each `pause` seconds, until `stop`.
+    """A process in a namespace that sends every target a numbered packet each `pause` seconds, one target after the other in that time, until `stop`.
 
     Each packet `anew` comes from a source port of its own, and so is the first one of a connection to what translates it. What `stop` returns says how many were sent,
     and which of them never came back.
@@ -74,7 +77,7 @@ class Stream:
             enter(namespace)
             outcome = flow(targets, pause, anew)
         except BaseException as error:
-            outcome = {"sent": 0, "lost": 1, "lost_to": {}, "errors": {f"{type(error).__name__}: {error}": 1}}
+            outcome = {"sent": 0, "lost": 1, "lost_to": {}, "which": [], "errors": {f"{type(error).__name__}: {error}": 1}}
         with os.fdopen(report, "w") as handle:
             json.dump(outcome, handle)
         os._exit(0)
@@ -96,12 +99,14 @@ def flow(targets, pause, anew):
     ports = itertools.cycle([*range(first, FLOW_PORTS.stop), *range(FLOW_PORTS.start, first)]) if anew else None
     lasting = [] if anew else [opened(selector, *target) for target in targets]
     began = due = time.monotonic()
-    while not stopping:
-        for sock, address in [opened(selector, *target, ports) for target in targets] if anew else lasting:
-            sent += 1
-            missing[address, sent] = time.monotonic() - began
-            attempt(lambda: sock.send(ECHO + b" %d" % sent), address, errors)
-        due = max(due + pause, time.monotonic())
+    for target in itertools.cycle(range(len(targets))):
+        if stopping:
+            break
+        sock, address = opened(selector, *targets[target], ports) if anew else lasting[target]
+        sent += 1
+        missing[address, sent] = time.monotonic() - began
+        attempt(lambda: sock.send(ECHO + b" %d" % sent), address, errors)
+        due = max(due + pause / len(targets), time.monotonic())
         while not stopping and (left := due - time.monotonic()) > 0:
             collect(selector, left, missing, errors, anew)
     last = time.monotonic() + 5

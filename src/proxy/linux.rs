@@ -30,8 +30,8 @@ use super::dsr::rules::{self, marking_chain};
 use super::host_input::COMMENTS;
 use super::marks::{MarkedElsewhere, given_in_table, is_rule_of_ours};
 use super::names::{
-    BRIDGE, CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES,
-    CHAIN_UNALLOCATED, DEVICE, DSR_TABLE, Set, TABLE,
+    BRIDGE, CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT, CHAIN_GUARD, CHAIN_HIDDEN, CHAIN_INSIDE, CHAIN_SNAT,
+    CHAIN_SOURCES, CHAIN_UNALLOCATED, DEVICE, DSR_TABLE, Set, TABLE,
 };
 
 /// Kernel of the network namespace in which it was opened.
@@ -286,6 +286,7 @@ pub fn ownership() -> Ownership {
         chains: [
             (Table::Filter, CHAIN_GUARD),
             (Table::Filter, CHAIN_UNALLOCATED),
+            (Table::Filter, CHAIN_HIDDEN),
             (Table::Nat, CHAIN_SNAT),
             (Table::Mangle, CHAIN_SOURCES),
             (Table::Mangle, CHAIN_INSIDE),

@@ -19,7 +19,7 @@
 //! Reading order: [`part`] is what one Service asks for, with one file for each feature that decides about it
 //! ([`endpoints`], [`traffic_policy`], [`topology`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`], [`health_check`], [`source_ranges`], [`inside`], [`overlay_port`], [`speaker_port`], [`dsr`]);
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
-//! share ([`guard`], [`unallocated`], [`host_input`], [`clients`],
+//! share ([`guard`], [`unallocated`], [`hidden_ports`], [`host_input`], [`clients`],
 //! [`masquerade`], [`settings`], [`local_node`], [`other_nodes`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]) or waits for the firewall ([`unjudged`]); [`apply`] brings it
 //! into the kernel; [`explain`] answers users, and [`problems`] is what they are told without asking; [`driver`] is the proxy's part of the loop (`subsystem`). [`names`] pins what running nodes call these things.
 
@@ -46,6 +46,7 @@ pub mod local_node;
 pub mod other_nodes;
 pub mod guard;
 pub mod unallocated;
+pub mod hidden_ports;
 pub mod host_input;
 pub mod masquerade;
 pub mod settings;

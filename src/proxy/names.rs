@@ -28,6 +28,8 @@ pub const EMPTY_TABLE: Place = Place { priority: 32765, table: 79 };
 pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";
 /// The filter chain that rejects packets to cluster IPs that no Service has.
 pub const CHAIN_UNALLOCATED: &str = "KUBE-ROUTER-UNALLOCATED";
+/// The filter chain that drops packets to service addresses whose port no rule sees.
+pub const CHAIN_HIDDEN: &str = "KUBE-ROUTER-HIDDEN";
 /// The mangle chain that drops packets to load balancer addresses from clients outside the source ranges of the Service.
 pub const CHAIN_SOURCES: &str = "KUBE-ROUTER-SOURCES";
 /// The mangle chain that drops packets from outside to what is served to this node only.
@@ -56,6 +58,11 @@ pub const NFT_MARKS: &str = "service_marks";
 pub const NFT_SNAT: &str = "service_snat";
 /// The chains that masquerade connections to remote backends.
 pub const NFT_TRANSLATED: PerFamily<&str> = PerFamily { v4: "translated4", v6: "translated6" };
+
+/// The base chain that sends packets to service addresses to the chain that drops those whose port no rule sees, and the counter of these.
+pub const NFT_HIDDEN_IN: &str = "hidden_ports";
+pub const NFT_HIDDEN: &str = "hidden_ports6";
+pub const NFT_HIDDEN_COUNT: &str = "hidden_ports_dropped";
 
 /// The base chains that send packets to restricted services to the next one.
 pub const NFT_SOURCES_IN: &str = "service_sources";

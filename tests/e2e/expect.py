@@ -208,23 +208,32 @@ CLOCKS = itertools.count(8100)  # ports of what is asked beside a load
 
 
 @contextlib.contextmanager
+def clock():
+    """Connections inside of one namespace, which pass nothing of ours; behind it, when and for how many seconds they were late, as [(since, seconds)]."""
+    port, still = next(CLOCKS), []
+    with server("ext", [("tcp", port)]):
+        running = traffic.Load("ext", "127.0.0.1", port, lasting=0, pause=0.2, patience=traffic.ENDURANCE)
+        try:
+            yield still
+        finally:
+            outcome = running.stop()
+            still += outcome["late"]
+    that(outcome["failed"] == 0 and outcome["fresh"] > 2, "of connections beside all that is ours:", outcome)
+
+
+@contextlib.contextmanager
 def load(*targets, pause=0.03, resends=False):
     """Streams of new and of long-lived connections on [(namespace, address, port, protocol)]: not one may fail, nor more than a few of one stream wait for a lost packet
     to be sent again, and none of these for long. An emulated processor beside others stands still for a second at times, and packets are late then: so are those of connections inside of one namespace, which pass nothing of ours
     and tell these times."""
-    port = next(CLOCKS)
     running = [(t, traffic.Load(*t, pause=pause, resends=resends, patience=_patience(*t))) for t in targets]
     outcomes, until = [], time.monotonic() + LEAST_LOAD
-    with server("ext", [("tcp", port)]):
-        clock = traffic.Load("ext", "127.0.0.1", port, lasting=0, pause=0.2, patience=traffic.ENDURANCE)
+    with clock() as still:
         try:
             yield outcomes
             time.sleep(max(0, until - time.monotonic()))
         finally:
             outcomes += [(t, process.stop()) for t, process in running]
-            clock = clock.stop()
-    that(clock["failed"] == 0 and clock["fresh"] > 2, "of connections beside all that is ours:", clock)
-    still = clock["late"]
     for target, outcome in outcomes:
         that(outcome["failed"] == 0 and outcome["broken"] == 0, target, outcome)
         that(outcome["fresh"] > 10 and outcome["messages"] > 10, "hardly any traffic:", target, outcome)

@@ -21,7 +21,8 @@ TAINT = "example.com/leaving"
 FLAGS = ["--advertise-cluster-ip", f"--cluster-asn={NODES}", f"--drain-delay={DELAY}s", f"--drain-taints={TAINT}", "--enable-bfd-mesh",
          f"--bfd-desired-min-tx-interval={INTERVAL}", f"--bfd-required-min-rx-interval={INTERVAL}"]
 SWITCHED = 15  # seconds: ten times those of BFD, as nodes live in an emulator; without BFD it would be 90
-ATTEMPTS = 3
+AGAIN = 240  # seconds in which the cut of a link may be tried again; one takes a minute, and three where the processor is shared
+STANDSTILL = 1.0  # seconds, less than BFD waits
 # So many packets a second, however many flows: four times as many keep an emulated processor so busy that those of BFD and of ARP wait for seconds.
 RATE = 160
 FLOWS = 8  # of each family: some of them go by way of the node that leaves
@@ -53,12 +54,21 @@ def _outside(bed):
                 # A kprobe that begins has the emulator stand still for longer than BFD waits, where it has half a processor.
                 for i in bed.agents:
                     expect.logged(bed, i, since[i], "IPVS commands of other programs are", seconds=60)
-                for i in bed.agents:  # with the other nodes and the router outside
-                    expect.soon(lambda: kernel.metric(i, "sluice_router_bfd_session_up") == len(bed.agents), 60, f"BFD of node {i} is not up")
+                _settled(bed, service)
                 yield service
     finally:
         net.ip("rtr", *[f"route add {route}" for route in static])
         bed.source.nodes(bed.plan)
+
+
+def _settled(bed, service):
+    """Waits until BFD watches all neighbours, all nodes have the ways to each other's pods, and the router outside sends to all of them."""
+    for i in bed.agents:  # with the other nodes and the router outside
+        expect.soon(lambda: kernel.metric(i, "sluice_router_bfd_session_up") == len(bed.agents), 60, f"BFD of node {i} is not up")
+        others = [bed.plan.pod_ranges(j) for j in bed.agents if j != i]
+        for f, family in enumerate(FAMILIES):
+            expect.soon(lambda: all(ranges[f] in learned(i, family) for ranges in others), 60, f"node {i} has no route to pods of another one:", learned(i, family))
+    _comes_to(bed, service, bed.agents)
 
 
 def _notes(bed):
@@ -122,26 +132,32 @@ def _without_mesh(bed):
 
 def a_link_that_is_cut_is_noticed_by_bfd_and_packets_from_outside_take_other_nodes(bed):
     with _outside(bed) as service:
-        for left in reversed(range(ATTEMPTS)):
-            before = _ended_beside_node_3(bed)
-            try:
-                with expect.stream({"n1p1": ["n2p1"]}):
-                    try:
-                        _link_is_cut(bed, service)
-                        _link_comes_back(bed, service)
-                    finally:
-                        net.ip("fabric", "link set n3-near up")
-                break
-            except AssertionError as failure:
-                ended = _ended_beside_node_3(bed) - before
-                if not ended or not left:
-                    raise
-                # Nobody cut their links: the emulator stood still for longer than BFD waits, and what was lost then says nothing.
-                print(f"the link is cut once more, as {ended} sessions of other nodes ended too: {failure}", flush=True)
-                _comes_to(bed, service, bed.agents)
+        last = time.monotonic() + AGAIN
+        while failure := _failure_of_a_cut(bed, service, time.monotonic() < last):
+            print(f"the link is cut once more: {failure}", flush=True)
+            _settled(bed, service)
         for family in FAMILIES:
             who, _ = traffic.ask("n1p1", expect.pod("n3p1", family), objects.TARGET)
             expect.that(who == "n3p1", "answered by", who)
+
+
+def _failure_of_a_cut(bed, service, may_be_excused):
+    """Cuts the link of node 3 and joins it. What did not hold is an error, but where it may be excused and connections that pass nothing of ours were late for as long as BFD
+    waits: the emulator stood still, sessions of nodes whose links are whole end then, and what is lost says nothing. Then it is returned."""
+    failure = None
+    with expect.clock() as still:
+        try:
+            with expect.stream({"n1p1": ["n2p1"]}):
+                _link_is_cut(bed, service)
+                _link_comes_back(bed, service)
+        except AssertionError as error:
+            failure = error
+        finally:
+            net.ip("fabric", "link set n3-near up")
+    longest = max((seconds for _, seconds in still), default=0)
+    if failure and not (may_be_excused and longest > STANDSTILL):
+        raise failure
+    return failure and f"beside it others were late for {longest:.1f} s, and {failure}"
 
 
 def _link_is_cut(bed, service):
@@ -183,21 +199,10 @@ def _link_comes_back(bed, service):
     expect.that(outcome["lost"] == 0 and not outcome["errors"] and outcome["sent"] > 100, "packets from outside when the link came back:", outcome)
 
 
-def _ended_beside_node_3(bed):
-    """How many sessions of BGP between the other nodes and the router outside have ended since their agents' start."""
-    theirs = bed.plan.addresses(3)
-    return sum(neighbour["sessionsEnded"] for i in (1, 2) for neighbour in _neighbours(bed, i) if neighbour["address"] not in theirs)
-
-
-def _neighbours(bed, i):
-    """The neighbours of BGP of node i, as its agent tells of them. Its exit status is for scripts."""
-    said = net.node(i, "sh", "-c", f"{bed.binary} bgp peers -o json --socket={net.RUN}/n{i}/sluice.sock || true")
-    return json.loads(said)["neighbours"]
-
-
 def _sessions_ended(bed, i):
-    """How many sessions of BGP the agent of node i has lost since its start."""
-    return [neighbour["sessionsEnded"] for neighbour in _neighbours(bed, i)]
+    """How many sessions of BGP the agent of node i has lost since its start. Its exit status is for scripts."""
+    said = net.node(i, "sh", "-c", f"{bed.binary} bgp peers -o json --socket={net.RUN}/n{i}/sluice.sock || true")
+    return [neighbour["sessionsEnded"] for neighbour in json.loads(said)["neighbours"]]
 
 
 @expect.whole

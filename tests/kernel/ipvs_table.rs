@@ -13,7 +13,7 @@ use sluice::kernel::nftables::{Content, Object, OwnTable};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::local_node::LocalNode;
 use sluice::proxy::names::{Set, TABLE};
-use sluice::proxy::{guard, masquerade};
+use sluice::proxy::{guard, hidden_ports, masquerade};
 use sluice::reconcile::{Growth, Mirror, Moment, Reflection};
 
 use crate::ipvs::in_use;
@@ -91,6 +91,7 @@ impl Scene {
             Set::BASIC.into_iter().map(|set| guard::table_set(set, self.family)).collect();
         desired.extend(guard::table_chains(&[self.family], &[(Protocol::Tcp, 179), (Protocol::Udp, 4784)]));
         desired.extend(masquerade::table_chains(&node, false, &[179]));
+        desired.extend(hidden_ports::in_table(&[self.family]));
         let own = [self.outer, self.inner].map(|address| Set::LocalAddresses.object(&Entry::Ip(address)));
         let served = [(self.service, 80), (self.outer, NODE_PORT)];
         let addresses = served.map(|(address, _)| Set::ServiceAddresses.object(&Entry::Ip(address)));
@@ -246,6 +247,88 @@ fn nobody_reaches_a_service_from_the_port_of_a_speaker_so_no_endpoint_sends_ther
         run("nft delete table inet sluice_proxy");
         assert!(asks(179), "without the guard");
         assert_eq!(heard(true), Some(service), "without the guard it has the node's address");
+    });
+}
+
+/// A SYN as a pod may send it that has raw sockets: behind an Authentication Header of 24 bytes (RFC 4302 2), or behind destination options that end at byte
+/// 65,536 of the packet, in fragments (RFC 8200 4.6).
+const HIDDEN_SYN: &str = r#"
+import socket, struct, sys
+source, own, target, port, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5]
+syn = struct.pack("!HHIIBBHHH", own, port, 1, 0, 5 << 4, 2, 65535, 0, 0)
+pseudo = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, target) + struct.pack("!II", len(syn), 6)
+total = sum(struct.unpack(f"!{len(pseudo + syn) // 2}H", pseudo + syn))
+total = (total & 0xffff) + (total >> 16)
+syn = syn[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xffff) + syn[18:]
+def options(following, length):
+    pads = length - 2
+    padded = b"".join(struct.pack("!BB", 1, min(255, pads - at - 2)) + bytes(min(255, pads - at - 2)) for at in range(0, pads, 257))
+    return struct.pack("!BB", following, length // 8 - 1) + padded
+if kind == "ah":
+    number, packets = 51, [struct.pack("!BBHII12x", 6, 4, 0, 256, 1) + syn]
+else:
+    whole = options(60, 2048) * 31 + options(6, 2008) + syn
+    pieces = [(at, whole[at:at + 1400]) for at in range(0, len(whole), 1400)]
+    number, packets = 44, [struct.pack("!BBHI", 60, 0, at | (at + 1400 < len(whole)), own) + piece for at, piece in pieces]
+sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, number)
+sock.bind((source, 0))
+for packet in packets:
+    sock.sendto(packet, (target, 0))
+"#;
+
+#[test]
+fn nobody_reaches_a_service_whose_port_headers_hide_from_all_rules() {
+    let (loaded, _, error) = attempt("modprobe ip_vs");
+    assert!(loaded, "this kernel has no module ip_vs; run this test in the guest of the lab: {error}");
+    let _in_use = in_use();
+    in_new(|| {
+        own_run();
+        let scene = Scene::new(Family::V6);
+        let (_, [outer, client, ..]) = V6;
+        let service = scene.service.to_string();
+        // Whether IPVS has a connection of such a segment.
+        let is_served = |kind: &str, own: u16, target: &str, port: u16| {
+            let [from, to] = [own, port].map(|port| port.to_string());
+            let mut python = Command::new("ip");
+            python.args(["netns", "exec", "client6", "python3", "-c", HIDDEN_SYN, client, &from, target, &to, kind]);
+            let done = python.output().expect("start ip");
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            let until = Instant::now() + Duration::from_secs(2);
+            let is_known = || run("ipvsadm -Lcn").contains(&format!("[{client}]:{own} "));
+            while !is_known() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            is_known()
+        };
+        let by_authentication = [("ah", 179, outer, NODE_PORT), ("ah", 180, &service, 80)];
+        let by_length = [("long", 181, outer, NODE_PORT)];
+        let mut table = Mirror::new(OwnTable::open(TABLE).expect("the kernel can be reached"));
+        // `--ipvs-permit-all=false` leaves the guard out.
+        let speakers = by_length.map(|(_, own, ..)| (Protocol::Tcp, own));
+        let guards = guard::table_chains(&[Family::V6], &speakers);
+        let mut desired = scene.desired();
+        desired.retain(|object, _| !guards.contains_key(object));
+        table.grow(&desired, Growth::Full, at());
+        assert!(table.is_settled(), "{:?}", table.trouble());
+        assert_eq!(scene.asks(scene.outer, NODE_PORT), Ok(Some(scene.inner)), "others are served");
+        let listed = || format!("{}\n{}", run("ipvsadm -Lcn"), run("nft list ruleset"));
+        for (kind, own, target, port) in by_authentication {
+            assert!(!is_served(kind, own, target, port), "{kind} {target}\n{}", listed());
+        }
+        let counted = run("nft list counter inet sluice_proxy hidden_ports_dropped");
+        assert!(counted.contains("packets 2 "), "{counted}");
+        // Of the port of a speaker: a kernel that sees it all the same leaves it to the guard.
+        guards.keys().for_each(|object| table.mark(object.clone()));
+        desired.extend(guards);
+        table.grow(&desired, Growth::Full, at());
+        assert!(table.is_settled(), "{:?}", table.trouble());
+        for (kind, own, target, port) in by_length {
+            assert!(!is_served(kind, own, target, port), "{kind} {target}\n{}", listed());
+        }
+        run("nft delete table inet sluice_proxy");
+        for (kind, own, target, port) in by_authentication.into_iter().chain(by_length) {
+            assert!(is_served(kind, own, target, port), "IPVS sees the port: {kind} {target}\n{}", run("ipvsadm -Lcn"));
+        }
     });
 }
 

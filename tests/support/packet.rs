@@ -224,8 +224,9 @@ impl Packet<'_> {
         match words.as_slice() {
             // Nothing is known of the connection yet.
             ["-m", "set", "--match-set", _, "dst", "-m", "conntrack", "--ctdir", "REPLY"] => false,
-            // Clients here come from ports that no speaker has.
+            // Clients here come from ports that no speaker has, without a header of IPsec.
             ["-p", _, "-m", _, "--sport", ..] => false,
+            ["!", "-p", "ah"] => true,
             ["-m", "set", "--match-set", set, "dst"] => self.is_in(set, Entry::Ip(self.address)),
             ["-m", "set", "!", "--match-set", set, "dst"] => !self.is_in(set, Entry::Ip(self.address)),
             ["-m", "set", "--match-set", set, "dst,dst"] => {
@@ -327,8 +328,9 @@ impl Packet<'_> {
             Match::State { states, negated: false } if *states == States::NEW => true,
             // Nothing is known of the connection yet, and it is not of ICMP.
             Match::State { negated: false, .. } | Match::IcmpKind { .. } | Match::Answer => false,
-            // Clients here come from ports that no speaker has.
+            // Clients here come from ports that no speaker has, without a header of IPsec.
             Match::SourcePort { .. } => false,
+            Match::Authenticated { negated } => *negated,
             Match::Protocol(protocol) => *protocol == self.protocol,
             Match::Opening => self.protocol == Protocol::Tcp,
             Match::Address { of: Side::Source, range, negated } => range.contains(&self.client) != *negated,

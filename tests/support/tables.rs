@@ -156,8 +156,9 @@ impl Table<'_> {
                 Traffic::Port { protocol, port } => protocol == *wanted && (range.first..=range.last).contains(&port),
                 Traffic::Icmp { .. } | Traffic::Tunnel => false,
             },
-            // Packets here come from ports that no speaker has.
+            // Packets here come from ports that no speaker has, without a header of IPsec.
             Match::SourcePort { .. } => false,
+            Match::Authenticated { negated } => *negated,
             Match::VxlanNumber(_) => panic!("packets here say nothing of what is inside UDP"),
             Match::Opening => panic!("packets here say nothing of the flags of TCP"),
             Match::State { states, negated } => {

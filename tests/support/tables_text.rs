@@ -60,6 +60,7 @@ fn condition(one: &Match) -> String {
         Match::HostAddress { of: Side::Destination, negated } => format!("fib daddr type {}local", not(negated)),
         Match::ToMany => "fib daddr type { broadcast, multicast }".into(),
         Match::Protocol(protocol) => format!("meta l4proto {protocol}"),
+        Match::Authenticated { negated } => format!("meta l4proto {}ah", not(negated)),
         Match::Icmp(Family::V4) => "meta l4proto icmp".into(),
         Match::Icmp(Family::V6) => "meta l4proto ipv6-icmp".into(),
         Match::IcmpKind { family: Family::V4, number } => format!("icmp type {number}"),

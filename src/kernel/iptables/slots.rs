@@ -13,13 +13,13 @@ use super::{Rules, Table};
 
 /// For each built-in chain the chains that we jump to, in the order of the jumps.
 ///
-/// `INPUT`: what policy forbids is forbidden before a service answers. `FORWARD`: and before pods are let through. What is for no Service is refused before
+/// `INPUT`: what hides its port from all others is dropped first, and what policy forbids is forbidden before a service answers. `FORWARD`: and before pods are let through. What is for no Service is refused before
 /// both of them, because each accepts what it lets through, and nobody behind it is asked; a new connection that policies forbid gets the same answer there.
 /// `OUTPUT`: policies accept nothing there that may be for no Service.
 /// `POSTROUTING`: the source address for masquerading wins over the one for hairpin connections, as with kube-router, and
 /// both over the one for what pods send to the outside.
 const ORDER: [(Table, &str, &[&str]); 8] = [
-    (Table::Filter, "INPUT", &["KUBE-ROUTER-INPUT", "KUBE-ROUTER-SERVICES"]),
+    (Table::Filter, "INPUT", &["KUBE-ROUTER-HIDDEN", "KUBE-ROUTER-INPUT", "KUBE-ROUTER-SERVICES"]),
     (Table::Filter, "FORWARD", &["KUBE-ROUTER-UNALLOCATED", "KUBE-ROUTER-FORWARD", "KUBE-ROUTER-PODS"]),
     (Table::Filter, "OUTPUT", &["KUBE-ROUTER-OUTPUT", "KUBE-ROUTER-UNALLOCATED"]),
     (

@@ -9,7 +9,8 @@ use compact_str::{CompactString, format_compact};
 use ipnet::IpNet;
 
 use super::encode::{
-    STATES, VXLAN_NUMBER, encapsulation, expressions, frame_field, icmp, length, loads, offset, to_bridge_group,
+    AUTHENTICATION, STATES, VXLAN_NUMBER, encapsulation, expressions, frame_field, icmp, length, loads, offset,
+    to_bridge_group,
 };
 use super::expression::{Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, reject, tcp};
 use super::object::Name;
@@ -136,6 +137,11 @@ impl<'a> Reader<'a> {
         match (key, rest) {
             (meta::FAMILY, [Expression::Compare { from: FIRST, operation: compare::EQUAL, value }, rest @ ..]) => {
                 self.compared_family(Family::from_number(value.as_byte()?)?, rest)
+            }
+            (meta::PROTOCOL, [Expression::Compare { from: FIRST, operation, value }, rest @ ..])
+                if value.as_byte() == Some(AUTHENTICATION) =>
+            {
+                self.condition(Match::Authenticated { negated: is_negated(*operation)? }, rest)
             }
             (meta::PROTOCOL, [Expression::Compare { from: FIRST, operation: compare::EQUAL, value }, rest @ ..]) => {
                 self.compared_protocol(value.as_byte()?, rest)

@@ -45,6 +45,9 @@ pub(super) fn encapsulation(family: Family) -> u8 {
     }
 }
 
+/// The protocol number of an Authentication Header.
+pub(super) const AUTHENTICATION: u8 = 51;
+
 /// Number of bytes of an address.
 pub(super) fn length(family: Family) -> u32 {
     u32::from(family.host_bits()) / 8
@@ -259,6 +262,7 @@ impl Writer {
             Match::Protocol(protocol) => self.compare_protocol(protocol.number()),
             Match::Icmp(family) => self.compare_protocol(icmp(*family)),
             Match::Encapsulated(family) => self.compare_protocol(encapsulation(*family)),
+            Match::Authenticated { negated } => self.authentication(*negated),
             Match::IcmpKind { family, number } => {
                 self.need_family(*family);
                 self.transport_field(icmp(*family), 0, &[*number]);
@@ -311,6 +315,11 @@ impl Writer {
                 self.push(Expression::Limit { rate: u64::from(*per_minute), seconds: 60, burst: *burst });
             }
         }
+    }
+
+    fn authentication(&mut self, negated: bool) {
+        self.meta(meta::PROTOCOL);
+        self.equal(negated, Data::new(&[AUTHENTICATION]));
     }
 
     /// Compares a field behind the IP header, in packets of this protocol.

@@ -56,6 +56,9 @@ pub enum Match {
     Icmp(Family),
     /// `meta l4proto 4`, `meta l4proto 41`: a packet of this family in another one (RFC 2003, RFC 2473, RFC 4213). `nft` prints the names that the host has for these.
     Encapsulated(Family),
+    /// `meta l4proto ah`: the packet has an Authentication Header (RFC 4302). It hides the protocol behind it: nf_tables sees none but this one,
+    /// also over IPv6, where IPVS looks further. Of a packet whose protocol nf_tables does not know neither form holds.
+    Authenticated { negated: bool },
     /// The type of an ICMP or ICMPv6 message.
     IcmpKind { family: Family, number: u8 },
     /// `tcp sport`: the source port.

@@ -93,6 +93,7 @@ fn one_match() -> impl Strategy<Value = Match> {
         Just(Match::Answer),
         protocol().prop_map(Match::Protocol),
         family().prop_map(Match::Encapsulated),
+        any::<bool>().prop_map(|negated| Match::Authenticated { negated }),
         (family(), any::<u8>()).prop_map(|(family, number)| Match::IcmpKind { family, number }),
         (protocol(), any::<u16>()).prop_map(|(protocol, port)| Match::SourcePort { protocol, port }),
         (protocol(), ports()).prop_map(|(protocol, range)| Match::DestinationPort { protocol, range }),
@@ -128,6 +129,7 @@ fn needs(one: &Match) -> (Option<Family>, Option<u8>) {
         Match::Opening => (None, Some(Protocol::Tcp.number())),
         Match::VxlanNumber(_) => (None, Some(Protocol::Udp.number())),
         Match::Encapsulated(family) => (None, Some(super::encode::encapsulation(*family))),
+        Match::Authenticated { negated: false } => (None, Some(super::encode::AUTHENTICATION)),
         Match::IcmpKind { family, .. } => (Some(*family), Some(super::encode::icmp(*family))),
         _ => (None, None),
     }

@@ -27,7 +27,7 @@ use crate::proxy::names::{BRIDGE, DEVICE, Set};
 use crate::proxy::part::PartInputs;
 use crate::proxy::settings::InTunnelMode;
 use crate::proxy::{
-    external_ip, guard, host_input, inside, masquerade, node_port, settings, source_ranges, unallocated,
+    external_ip, guard, hidden_ports, host_input, inside, masquerade, node_port, settings, source_ranges, unallocated,
 };
 
 impl Plan {
@@ -190,6 +190,7 @@ impl Plan {
             if self.config.guard {
                 rules.extend(guard::rules(family, &self.config.speakers));
             }
+            rules.extend(hidden_ports::rules(family));
             rules.extend(unallocated::rules(self.unallocated.refused.of(family), family));
             if *self.shape.ranged.of(family) {
                 rules.extend(source_ranges::rules(family));
@@ -213,6 +214,7 @@ impl Plan {
             new.extend(guard::table_chains(&families, &self.config.speakers));
             new.extend(host_input::table_chains());
         }
+        new.extend(hidden_ports::in_table(&families));
         new.extend(unallocated::table_chains(&self.unallocated.refused));
         new.extend(source_ranges::in_table(&self.shape, &families));
         new.extend(inside::in_table(&self.node, &self.shape.inside));

@@ -215,6 +215,8 @@ fn rules() -> Vec<(Rule, &'static str)> {
         one(Match::DestinationPort { protocol: Protocol::Sctp, range: ports(1, 65535) }, "sctp dport 1-65535 accept"),
         one(Match::Encapsulated(Family::V4), "meta l4proto ipencap accept"),
         one(Match::Encapsulated(Family::V6), "meta l4proto ipv6 accept"),
+        one(Match::Authenticated { negated: false }, "meta l4proto ah accept"),
+        one(Match::Authenticated { negated: true }, "meta l4proto != ah accept"),
         one(Match::VxlanNumber(7), "meta l4proto udp @th,96,24 0x7 accept"),
         one(Match::Opening, "tcp flags syn / syn,rst accept"),
         one(Match::Answer, "ct direction reply accept"),

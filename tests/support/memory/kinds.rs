@@ -19,8 +19,8 @@ use sluice::kernel::rule::PolicyRule;
 use sluice::kernel::sysctl::Setting;
 use sluice::net::Family;
 use sluice::proxy::names::{
-    CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, CHAIN_UNALLOCATED,
-    DEVICE, DSR_TABLE, EMPTY_TABLE, Set,
+    CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT, CHAIN_GUARD, CHAIN_HIDDEN, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES,
+    CHAIN_UNALLOCATED, DEVICE, DSR_TABLE, EMPTY_TABLE, Set,
 };
 use sluice::reconcile::{Failure, Step, Target};
 
@@ -262,7 +262,7 @@ impl Rows for RuleRows {
 
     fn is_ours(key: &Piece, _: &Rules) -> bool {
         let ours = |chain: &CompactString| {
-            let guards = [CHAIN_GUARD, CHAIN_UNALLOCATED, CHAIN_SOURCES, CHAIN_INSIDE];
+            let guards = [CHAIN_GUARD, CHAIN_UNALLOCATED, CHAIN_HIDDEN, CHAIN_SOURCES, CHAIN_INSIDE];
             let others = [CHAIN_SNAT, CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT];
             guards.contains(&chain.as_str()) || others.contains(&chain.as_str())
         };

@@ -45,6 +45,9 @@ pub enum Match {
     OutputLink(Box<str>),
     /// `-p`.
     Protocol(IpProtocol),
+    /// `! -p ah`: the packet has no Authentication Header (RFC 4302). With iptables of nf_tables it holds of no packet whose protocol that does not know;
+    /// over IPv6 the legacy variant looks behind that header, and it always holds.
+    Unauthenticated,
     /// A comment, which always holds.
     Comment(Box<str>),
     /// These addresses of the packet are in this set.
@@ -271,6 +274,7 @@ impl Match {
             Match::OpeningFrom { .. } => Match::OpeningFrom { port: 0 },
             Match::IcmpKind { family, .. } => Match::IcmpKind { family, number: 0 },
             same @ (Match::Protocol(_)
+            | Match::Unauthenticated
             | Match::HostAddress { .. }
             | Match::ToMany
             | Match::Opening

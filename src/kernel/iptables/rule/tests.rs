@@ -38,6 +38,7 @@ fn a_match() -> impl Strategy<Value = Match> {
         (0..3_usize).prop_map(|at| Match::Protocol(IpProtocol::Transport(Protocol::ALL[at]))),
         family().prop_map(|family| Match::Protocol(IpProtocol::Icmp(family))),
         family().prop_map(|family| Match::Protocol(IpProtocol::Encapsulated(family))),
+        Just(Match::Unauthenticated),
         "[ -~]{0,20}".prop_map(|said| Match::Comment(said.into())),
         (name(), side(), any::<bool>(), any::<bool>()).prop_map(|(set, side, ports, negated)| {
             let of = if ports { SetSides::DestinationPort } else { SetSides::Address(side) };

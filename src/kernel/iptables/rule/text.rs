@@ -85,6 +85,7 @@ impl fmt::Display for Match {
             Match::InputLink(link) => write!(f, "-i {link}"),
             Match::OutputLink(link) => write!(f, "-o {link}"),
             Match::Protocol(protocol) => write!(f, "-p {protocol}"),
+            Match::Unauthenticated => f.write_str("! -p ah"),
             Match::Comment(said) => write!(f, "-m comment --comment {}", quoted(said)),
             Match::Set { set, of, negated } => write!(f, "-m set {}--match-set {set} {of}", not(*negated)),
             Match::State { states, negated } => write!(f, "-m conntrack {}--ctstate {states}", not(*negated)),
@@ -269,6 +270,7 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
         ["-d", text] => Match::Destination { range: range(text)?, negated },
         ["-i", link] => Match::InputLink(link.into()),
         ["-o", link] => Match::OutputLink(link.into()),
+        ["-p", "ah"] if negated => Match::Unauthenticated,
         ["-p", name] => Match::Protocol(protocol(name)?),
         ["-m", "comment", "--comment", said] => Match::Comment(unquoted(said).as_str().into()),
         ["-m", "set", "--match-set", set, "dst,dst"] => {
