@@ -1,8 +1,8 @@
 //! Packets to service addresses over IPv6 whose port no rule sees, and IPVS does.
 //!
 //! IPVS and connection tracking go through all headers in front of TCP, UDP or SCTP (`ipv6_find_hdr`, `ipv6_skip_exthdr`). nf_tables stops at an Authentication
-//! Header (RFC 4302), which is the protocol then (`IP6_FH_F_AUTH` in `nft_set_pktinfo_ipv6`), and knows no protocol at all where the headers are longer than 65,535
-//! bytes, as fragments may make them. A pod with raw sockets would pass all that is said of ports here: the guard, source ranges, who may come from outside, and the
+//! Header (RFC 4302), which is the protocol then (`IP6_FH_F_AUTH` in `nft_set_pktinfo_ipv6`), and since Linux 6.2 knows no protocol at all where the headers are longer than
+//! 65,535 bytes, as fragments may make them. A pod with raw sockets would pass all that is said of ports here: the guard, source ranges, who may come from outside, and the
 //! rules by which nobody speaks as a node at the ports of BGP ([`speaker_port`](super::speaker_port)). So such packets are dropped, the node's own left aside.
 //!
 //! No rule can say "the protocol is not known", but every rule about it fails then: a chain that returns for any protocol but that header drops both kinds.
@@ -16,7 +16,7 @@
 //!                       counter name hidden_ports_dropped drop }
 //! ```
 //!
-//! Nodes that protect what they say to each other with an Authentication Header cannot do so at an address with node ports: whether what is inside is for one is
+//! Whoever protects what it says to a node with an Authentication Header cannot do so at an address of it with node ports: whether what is inside is for one is
 //! what nobody sees.
 
 use std::collections::BTreeMap;
