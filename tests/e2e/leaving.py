@@ -142,8 +142,8 @@ def a_link_that_is_cut_is_noticed_by_bfd_and_packets_from_outside_take_other_nod
 
 
 def _failure_of_a_cut(bed, service, may_be_excused):
-    """Cuts the link of node 3 and joins it. What did not hold is an error, but where it may be excused and connections that pass nothing of ours were late for as long as BFD
-    waits: the emulator stood still, sessions of nodes whose links are whole end then, and what is lost says nothing. Then it is returned."""
+    """Cuts the link of node 3 and joins it. What did not hold is an error, but where it may be excused and connections that pass nothing of ours were late for longer than
+    `STANDSTILL`: the emulator stood still, sessions of nodes whose links are whole end then, and what is lost says nothing. Then it is returned."""
     failure = None
     with expect.clock() as still:
         try:
