@@ -129,15 +129,17 @@ impl Scene {
 }
 
 fn with_each_family(test: impl Fn(&Scene) + Send + Sync) {
+    Family::BOTH.into_iter().for_each(|family| with_family(family, &test));
+}
+
+fn with_family(family: Family, test: impl Fn(&Scene) + Send + Sync) {
     let (loaded, _, error) = attempt("modprobe ip_vs");
     assert!(loaded, "this kernel has no module ip_vs; run this test in the guest of the lab: {error}");
-    for family in Family::BOTH {
-        let _in_use = in_use();
-        in_new(|| {
-            own_run();
-            test(&Scene::new(family));
-        });
-    }
+    let _in_use = in_use();
+    in_new(|| {
+        own_run();
+        test(&Scene::new(family));
+    });
 }
 
 fn at() -> Moment {
@@ -280,12 +282,7 @@ for packet in packets:
 
 #[test]
 fn nobody_reaches_a_service_whose_port_headers_hide_from_all_rules() {
-    let (loaded, _, error) = attempt("modprobe ip_vs");
-    assert!(loaded, "this kernel has no module ip_vs; run this test in the guest of the lab: {error}");
-    let _in_use = in_use();
-    in_new(|| {
-        own_run();
-        let scene = Scene::new(Family::V6);
+    with_family(Family::V6, |scene| {
         let (_, [outer, client, ..]) = V6;
         let service = scene.service.to_string();
         // Whether IPVS has a connection of such a segment.
